@@ -1,0 +1,24 @@
+"""Differentiable layers from optimisation problems.
+
+State a problem for one instance as a `DeclarativeNode`; get a batched layer with exact derivatives of every order.
+"""
+
+from declarative import solvers
+from declarative.differentiation import Implicit
+from declarative.errors import CapturedTensorError, IrregularPointError, SolverError, SolverWarning
+from declarative.node import DeclarativeNode
+from declarative.solution import Solution, Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CapturedTensorError",
+    "DeclarativeNode",
+    "Implicit",
+    "IrregularPointError",
+    "Solution",
+    "SolverError",
+    "SolverWarning",
+    "Status",
+    "solvers",
+]

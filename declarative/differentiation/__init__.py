@@ -1,0 +1,5 @@
+"""How y is differentiated: `Implicit`."""
+
+from declarative.differentiation.implicit import Implicit
+
+__all__ = ["Implicit"]

@@ -1,0 +1,53 @@
+"""The contract of an engine's product: a `Linearisation`, the KKT system of a batch at one point.
+
+Symbols as in docs/architecture.md: L = f + νᵀh + μᵀg; H = ∇²_yy L; a = (h, g) with all q rows of g; A = ∂a/∂y. The
+blocks B = ∇²_yx L and C = ∂a/∂x are never formed: `pull_back` and `push_forward` multiply with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from declarative.typing import Hessians, Jacobians, Rows, Values, Variables
+
+
+class Linearisation(Protocol):
+    """Values and derivatives of a batch of problems at (x, y, ν, μ)."""
+
+    @property
+    def objective(self) -> Values:
+        """f."""
+        ...
+
+    @property
+    def constraints(self) -> Rows:
+        """a = (h, g)."""
+        ...
+
+    @property
+    def gradient(self) -> Variables:
+        """∇_y L."""
+        ...
+
+    def hessian(self) -> Hessians:
+        """H, dense, from m products."""
+        ...
+
+    def jacobian(self) -> Jacobians:
+        """A, dense, from p + q products."""
+        ...
+
+    def hessian_product(self, direction: Variables) -> Variables:
+        """H d, from one product."""
+        ...
+
+    def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
+        """Bᵀu + Cᵀw for the problem's tensors of these positions: ∇_x[⟨u, ∇_y L⟩ + ⟨w, a⟩] with u, w, y, λ held."""
+        ...
+
+    def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
+        """(B dx, C dx) for tangents of the problem's tensors, by position."""
+        ...

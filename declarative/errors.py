@@ -1,0 +1,26 @@
+"""Exceptions and warnings that a caller can catch by type.
+
+Bad arguments are plain ``ValueError`` and ``TypeError``; what goes wrong *numerically* has a type of its own.
+"""
+
+
+class SolverError(RuntimeError):
+    """No acceptable solution was found for some samples, and the solver's ``on_failure`` is ``"raise"``."""
+
+
+class IrregularPointError(RuntimeError):
+    """The solution has no (unique) derivative at some samples, and ``irregular`` is ``"raise"``."""
+
+
+class CapturedTensorError(ValueError):
+    """The statement uses a tensor that requires grad but was neither passed as an input nor registered."""
+
+
+class SolverWarning(UserWarning):
+    """No acceptable solution was found for some samples, and the solver's ``on_failure`` is ``"warn"``."""
+
+
+def name_samples(indices: list[int], total: int) -> str:
+    """``"3 of 32 samples (4, 7, 9)"``: how messages name the members of a batch."""
+    shown = ", ".join(str(i) for i in indices[:8]) + (", …" if len(indices) > 8 else "")
+    return f"{len(indices)} of {total} sample{'s' if total != 1 else ''} ({shown})"

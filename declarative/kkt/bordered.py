@@ -1,0 +1,103 @@
+"""The bordered system [H Aᵀ; A 0][u; w] = [v; v_λ] with inactive rows masked (docs/architecture.md).
+
+A keeps all its rows. An inactive row i is replaced by e_i: its column of Aᵀ vanishes and w_i is the right-hand side's
+(zero). So samples with different active sets share one batched solve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from declarative.errors import IrregularPointError, name_samples
+from declarative.kkt.symmetric import symmetric_solve
+from declarative.typing import Hessians, Jacobians, RowMask, Rows, Variables
+
+IRREGULAR_CHOICES = ("raise", "nan", "zero", "min_norm")
+
+
+@dataclass
+class IrregularPolicy:
+    """What becomes of samples whose KKT matrix is singular; remembers the samples and why.
+
+    Args:
+        choice: "raise" an `IrregularPointError`; "nan" or "zero" as the sample's derivative; "min_norm", the
+            pseudo-inverse (right for redundant constraints: u is unique there and only w is not).
+        size: m, which splits K into H and A.
+        batch: b, for messages.
+        name: the node's name, for messages.
+    """
+
+    choice: str
+    size: int
+    batch: int
+    name: str
+    applied: dict[int, str] = field(default_factory=dict)
+
+    def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
+        """Apply the choice to the singular samples."""
+        causes = [diagnose(k, self.size) for k in matrix]
+        places = [int(i) % max(1, self.batch) for i in samples]
+        self.applied.update(zip(places, causes, strict=True))
+        if self.choice == "raise":
+            named = "; ".join(f"{name_samples([i for i, c in zip(places, causes, strict=True) if c == cause], self.batch)}: {cause}" for cause in sorted(set(causes)))
+            raise IrregularPointError(
+                f"{self.name}: the solution has no unique derivative at {named}. Pass differentiation=Implicit(irregular=...) with "
+                '"min_norm" (right where constraints are redundant), "nan" or "zero", or change the statement so that the minimiser is regular.'
+            )
+        if self.choice == "min_norm":
+            return self._pseudo_solve(matrix, rhs)
+        undefined = torch.full_like(rhs, torch.nan if self.choice == "nan" else 0.0)
+        # A sample whose result is not used (zero cotangent) contributes zero, whatever its derivative.
+        return torch.where((rhs == 0).all(-2, keepdim=True), 0.0, undefined)
+
+    def _pseudo_solve(self, matrix: Tensor, rhs: Tensor) -> Tensor:
+        # Rows of A get unit length so that the cut-off means the same for each; y gets ONE scale, so that the u returned
+        # is the shortest in y's own units.
+        m = self.size
+        y_scale = matrix[:, :m, :m].abs().amax((-1, -2)).clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
+        row_norms = torch.linalg.vector_norm(matrix[:, m:, :m], dim=-1) * y_scale.unsqueeze(-1)
+        scale = torch.cat([y_scale.unsqueeze(-1).expand(-1, m), torch.where(row_norms > 0, 1 / row_norms, 1.0)], -1)
+        values, vectors = torch.linalg.eigh(matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+        cutoff = 10 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps * values.abs().amax(-1, keepdim=True)
+        inverse = torch.where(values.abs() > cutoff, 1 / values, 0.0)
+        side = scale.unsqueeze(-1) * rhs
+        return scale.unsqueeze(-1) * (vectors @ (inverse.unsqueeze(-1) * (vectors.transpose(-1, -2) @ side)))
+
+
+def diagnose(matrix: Tensor, size: int) -> str:
+    """In words: why one singular KKT matrix (n, n), split at m, is singular."""
+    jacobian = matrix[size:, :size]
+    present = jacobian.abs().amax(1) > 0 if jacobian.numel() else jacobian.new_zeros(0, dtype=torch.bool)
+    vanished = int(((matrix[size:, size:].diagonal() == 0) & ~present).sum())
+    if vanished:
+        return f"the gradient of {vanished} active constraint{'s' if vanished > 1 else ''} vanishes"
+    rows = jacobian[present]
+    rank = 0
+    if rows.numel():
+        rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        rank = int(torch.linalg.matrix_rank(rows, rtol=10 * max(rows.shape) * torch.finfo(rows.dtype).eps))
+    if rank < rows.shape[0]:
+        return f"active constraints are redundant (their Jacobian has rank {rank}, not {rows.shape[0]})"
+    return "the minimiser is not isolated (the Hessian of the Lagrangian is singular on the null space of the constraints)"
+
+
+def assemble(hessian: Hessians, jacobian: Jacobians, active: RowMask) -> Tensor:
+    """K (b, m + k, m + k) with inactive rows and columns replaced by those of the identity."""
+    k = jacobian.shape[1]
+    if k == 0:
+        return hessian
+    masked = jacobian * active.unsqueeze(-1)
+    corner = torch.diag_embed((~active).to(hessian.dtype))
+    return torch.cat([torch.cat([hessian, masked.transpose(-1, -2)], -1), torch.cat([masked, corner], -1)], -2)
+
+
+def solve_bordered(
+    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, active: RowMask, rhs_y: Variables, rhs_rows: Rows
+) -> tuple[Variables, Rows]:
+    """(u, w) of the masked bordered system. rhs_rows must be zero at inactive rows."""
+    rhs = torch.cat([rhs_y, rhs_rows], 1).unsqueeze(-1)
+    solution = symmetric_solve(policy, assemble(hessian, jacobian, active), rhs).squeeze(-1)
+    return solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]

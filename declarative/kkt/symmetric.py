@@ -1,0 +1,116 @@
+"""K z = r for a batch of symmetric, possibly indefinite, possibly singular matrices: one differentiable operation.
+
+It is an autograd Function of its own because it looks at its numbers (is a sample singular, and what then?), which a
+backward pass that runs under torch.func may not do in the open.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class SingularPolicy(Protocol):
+    """Decides what becomes of the samples whose matrix is singular to working precision."""
+
+    def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
+        """(s, n, n), (s, n, r) and their places in the batch -> (s, n, r), or an error that names them."""
+        ...
+
+
+# A pivot this many units of roundoff (times n) below the largest is looked at; whether the matrix is singular is then
+# decided by its eigenvalues after equilibration. The screen costs O(n), so it may be generous.
+_SCREEN = 1e4
+
+
+def is_singular(matrix: Tensor) -> Tensor:
+    """(s, n, n) -> (s,) bool: singular to working precision after symmetric equilibration."""
+    balanced = equilibrate(matrix)[0]
+    magnitudes = torch.linalg.eigvalsh(balanced).abs()
+    n = matrix.shape[-1]
+    return magnitudes.amin(-1) <= 10 * n * torch.finfo(matrix.dtype).eps * magnitudes.amax(-1)
+
+
+def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """D K D with rows of largest entry near 1 (Ruiz, 2001), and the diagonal of D (s, n)."""
+    scale = matrix.new_ones(matrix.shape[:-1])
+    for _ in range(4):
+        largest = (matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2)).abs().amax(-1)
+        scale = scale * torch.where(largest > 0, largest, torch.ones_like(largest)).rsqrt()
+    return matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), scale
+
+
+class _SymmetricSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        n = matrix.shape[-1]
+        if matrix.numel() == 0:
+            return torch.zeros_like(rhs)
+        factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
+        magnitude = factor.diagonal(dim1=-2, dim2=-1).abs()
+        smallest, largest = magnitude.amin(-1), magnitude.amax(-1)
+        suspect = (info > 0) | ~(smallest > _SCREEN * n * torch.finfo(matrix.dtype).eps * largest)
+        if not bool(suspect.any()):
+            return torch.linalg.lu_solve(factor, pivots, rhs)
+        index = suspect.nonzero().squeeze(1)
+        finite = torch.isfinite(matrix[index]).flatten(1).all(1)
+        index = index[finite]
+        index = index[is_singular(matrix[index])]
+        singular = torch.zeros_like(suspect)
+        singular[index] = True
+        # Non-finite and singular samples must not reach the batched solve: on CPU one bad pivot fails all.
+        bad = singular | ~torch.isfinite(matrix).flatten(1).all(1)
+        eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+        solution = torch.linalg.solve(torch.where(bad[:, None, None], eye, matrix), torch.where(bad[:, None, None], 0.0, rhs))
+        solution = torch.where((bad & ~singular)[:, None, None], torch.nan, solution)
+        if index.numel():
+            solution = solution.index_copy(0, index, policy.resolve(matrix[index], rhs[index], index))
+        return solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        policy, matrix, _ = inputs
+        ctx.policy = policy
+        ctx.save_for_backward(matrix, output)
+        ctx.save_for_forward(matrix, output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        matrix, solution = ctx.saved_tensors
+        adjoint = _SymmetricSolve.apply(ctx.policy, matrix, cotangent)
+        return None, (-adjoint @ solution.transpose(-1, -2) if ctx.needs_input_grad[1] else None), adjoint
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, matrix_tangent: Tensor | None, rhs_tangent: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        matrix, solution = ctx.saved_tensors
+        rhs = torch.zeros_like(solution) if rhs_tangent is None else rhs_tangent
+        if matrix_tangent is not None:
+            rhs = rhs - matrix_tangent @ solution
+        return _SymmetricSolve.apply(ctx.policy, matrix, rhs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> tuple[Tensor, int]:
+        _, matrix_dim, rhs_dim = in_dims
+        size = info.batch_size
+        if matrix_dim is None:
+            # Many right-hand sides for one matrix (jacrev): columns of one solve, not copies of the matrix.
+            columns = rhs.movedim(rhs_dim, -1)
+            solution = _SymmetricSolve.apply(policy, matrix, columns.flatten(-2))
+            return solution.unflatten(-1, columns.shape[-2:]), solution.ndim
+        matrices = matrix.movedim(matrix_dim, 0)
+        sides = rhs.expand(size, *rhs.shape) if rhs_dim is None else rhs.movedim(rhs_dim, 0)
+        solution = _SymmetricSolve.apply(policy, matrices.flatten(0, 1), sides.flatten(0, 1))
+        return solution.unflatten(0, (size, -1)), 0
+
+
+def symmetric_solve(policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> Tensor:
+    """Solve K z = r for symmetric K: (b, n, n), (b, n, r) -> (b, n, r). Differentiable to any order, in both modes.
+
+    Samples singular to working precision are handed to `policy`; non-finite ones give NaN; neither touches the others.
+    Half precisions are computed in float32, for which LAPACK has a factorisation.
+    """
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        return _SymmetricSolve.apply(policy, matrix.float(), rhs.float()).to(matrix.dtype)
+    return _SymmetricSolve.apply(policy, matrix, rhs)

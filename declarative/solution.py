@@ -1,0 +1,82 @@
+"""What a solve returns: per sample, the minimiser, its multipliers, its active set and how the solve went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torch import Tensor
+
+from declarative.typing import Counts, EqualityMultipliers, InequalityMask, InequalityMultipliers, Output, Values, Variables
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended. ``solution.status == Status.CONVERGED`` is a mask over the batch."""
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    INFEASIBLE = 2
+    UNBOUNDED = 3
+    NON_FINITE = 4
+    NOT_STATIONARY = 5
+
+    @property
+    def meaning(self) -> str:
+        """The status in words, for messages."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Status.CONVERGED: "converged",
+    Status.MAX_ITERATIONS: "did not converge within max_iterations",
+    Status.INFEASIBLE: "no point satisfies the constraints",
+    Status.UNBOUNDED: "the objective is unbounded below on the feasible set",
+    Status.NON_FINITE: "NaN or inf in the inputs, the start or the statement's values",
+    Status.NOT_STATIONARY: "the point is not a minimiser (the optimality conditions do not hold there)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A batch of solutions. For a single instance (``in_dims=None``) the leading dimension b is absent everywhere.
+
+    ``y`` and the multipliers are differentiable; the rest is data. Only ``y`` is needed when a user's
+    ``solve`` returns one: whatever it leaves out is recovered or computed.
+
+    Args:
+        y: (b, *y_shape), or a tuple of such tensors, as the node's ``initial_guess`` or ``solve`` shapes it.
+        equality_multipliers: ν (b, p) of L = f + νᵀh + μᵀg.
+        inequality_multipliers: μ (b, q), μ ≥ 0, zero where a constraint is inactive.
+        active: (b, q) bool: constraints that hold with equality and push (μ > 0).
+        weakly_active: (b, q) bool: constraints that hold with equality and do not push (μ = 0); the derivative is
+            one-sided there, and ``Implicit(weakly_active=...)`` says which side is taken.
+        status: (b,) integers, members of `Status`.
+        iterations: (b,) integers: solver steps that each sample took.
+        stationarity: (b,) ‖∇_y L‖∞ relative to the scale of the gradient's terms.
+        violation: (b,) largest violation of a constraint, in units of y relative to 1 + ‖y‖∞.
+    """
+
+    y: Output
+    equality_multipliers: Tensor | None = None
+    inequality_multipliers: Tensor | None = None
+    active: Tensor | None = None
+    weakly_active: Tensor | None = None
+    status: Tensor | None = None
+    iterations: Tensor | None = None
+    stationarity: Tensor | None = None
+    violation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A batch of solutions with flat y: what solvers hand on inside the package. Fields as in `Solution`."""
+
+    y: Variables
+    equality: EqualityMultipliers
+    inequality: InequalityMultipliers
+    active: InequalityMask
+    weakly_active: InequalityMask
+    status: Counts
+    iterations: Counts
+    stationarity: Values
+    violation: Values

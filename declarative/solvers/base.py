@@ -1,0 +1,154 @@
+"""The contract of a solver, and the loop that the iterative ones share.
+
+A solver turns a `Problem` and a start into an `Iterate`. What it leaves out (multipliers, active set) and what must hold
+of every solution (residuals, status, the failure policy) is done once for all, in finish.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from declarative.problem import Layout, Problem
+from declarative.solution import Status
+from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, Variables
+
+ON_FAILURE_CHOICES = ("raise", "warn", "nan")
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """What a solver found. Multipliers that it does not know are None and will be recovered from y."""
+
+    y: Variables
+    equality: EqualityMultipliers | None
+    inequality: InequalityMultipliers | None
+    status: Counts
+    iterations: Counts
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """Finds y.
+
+    Args:
+        tolerance: how exact; each solver says in what units. None: its default for the dtype.
+        max_iterations: at most this many steps for a sample.
+        on_failure: "raise" a `SolverError` naming samples and causes; "warn" with a `SolverWarning` and return the last
+            iterates; "nan": mark the failed samples with NaN (their neighbours are untouched), silently but for `status`.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 100
+    on_failure: str = "raise"
+
+    def __post_init__(self) -> None:
+        if self.on_failure not in ON_FAILURE_CHOICES:
+            raise ValueError(f"{type(self).__name__}(on_failure=...) must be one of {ON_FAILURE_CHOICES}, got {self.on_failure!r}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"{type(self).__name__}(tolerance=...) must be positive, got {self.tolerance!r}")
+        if self.max_iterations < 1:
+            raise ValueError(f"{type(self).__name__}(max_iterations=...) must be at least 1, got {self.max_iterations!r}")
+
+    @abstractmethod
+    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
+        """Solve the batch. `init` is () or flat (y, ν, μ) to start from; runs under no_grad."""
+
+    def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
+        """The flat start: a warm start, or the node's `initial_guess`."""
+        return start_from(problem, init)
+
+    def strict(self) -> Solver:
+        """This solver, as exact as it gets (for finite differences)."""
+        return replace(self, tolerance=None) if self.tolerance is not None else self
+
+
+def start_from(problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
+    """The flat start: a warm start, or the node's `initial_guess`."""
+    if init:
+        if problem.layout is None:
+            raise RuntimeError(f"{problem.name}: a warm start without a layout")
+        return init[0], problem.layout
+    return read_flat(problem, "initial_guess", problem.call_batched("initial_guess"))
+
+
+def read_flat(problem: Problem, method: str, y: Any) -> tuple[Variables, Layout]:
+    """What the node's method returned, checked and flattened."""
+    layout = read_layout(problem, method, y)
+    return layout.pack(y if isinstance(y, tuple | list) else (y,)).detach(), layout
+
+
+def read_layout(problem: Problem, method: str, y: object) -> Layout:
+    """The shape of y from what the node's method returned, or an error that says what is wrong with it."""
+    name = f"{problem.name}.{method}"
+    parts = tuple(y) if isinstance(y, tuple | list) else (y,)
+    if not parts:
+        raise ValueError(f"{name} returned an empty tuple; expected a tensor (b, *y_shape) or a tuple of such tensors")
+    for i, part in enumerate(parts):
+        which = f"entry {i} of the tuple" if len(parts) > 1 else "its result"
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must return a tensor (b, *y_shape) or a tuple of such tensors; {which} is {type(part).__name__}")
+        if part.ndim == 0 or part.shape[0] != problem.batch:
+            raise ValueError(
+                f"{name} must return a batch: expected a leading dimension of size {problem.batch}, {which} has shape {tuple(part.shape)}. "
+                "It gets its inputs batch first, those shared by the batch expanded to it"
+            )
+        if part.dtype != problem.like.dtype:
+            raise TypeError(f"{name} must keep the dtype of the inputs, {problem.like.dtype}; {which} is {part.dtype}")
+        if part.device != problem.like.device:
+            raise ValueError(f"{name} must keep the device of the inputs, {problem.like.device}; {which} is on {part.device}")
+    return Layout(tuple(tuple(part.shape[1:]) for part in parts if isinstance(part, Tensor)), isinstance(y, tuple | list))
+
+
+State = dict[str, Tensor]
+Step = Callable[[Problem, State, int], tuple[State, Tensor, Tensor]]
+
+
+def iterate(problem: Problem, state: State, step: Step, max_iterations: int) -> tuple[State, Counts, Counts]:
+    """Run `step` until each sample is done; a sample that is done stops costing and no longer moves.
+
+    Args:
+        state: tensors (b, …) that the step carries on.
+        step: (sub-batch, its state, iteration) -> (new state, its status (s,), done (s,) bool). The status counts where done.
+
+    Returns:
+        the final state, status (b,), iterations (b,)
+    """
+    alive = torch.arange(problem.batch, device=problem.like.device)
+    status = torch.full_like(alive, int(Status.MAX_ITERATIONS))
+    iterations = torch.zeros_like(alive)
+    current, here = problem, state
+    for count in range(max_iterations):
+        here, status_here, done = step(current, here, count)
+        iterations[alive] += 1
+        if bool(done.any()):
+            if alive.shape[0] == problem.batch and bool(done.all()):
+                return here, status_here, iterations
+            state = {name: _write(state[name], alive, value) for name, value in here.items()}
+            status[alive[done]] = status_here[done]
+            keep = (~done).nonzero().squeeze(1)
+            if keep.numel() == 0:
+                return state, status, iterations
+            alive, current = alive[keep], current.select(keep)
+            here = {name: value[keep] for name, value in here.items()}
+    return {name: _write(state[name], alive, value) for name, value in here.items()}, status, iterations
+
+
+def _write(full: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    return full.index_copy(0, index, values)
+
+
+def decide(*outcomes: tuple[Tensor, Status]) -> tuple[Tensor, Tensor]:
+    """(status (s,), done (s,)): for each sample the first outcome whose mask holds; MAX_ITERATIONS where none does."""
+    first = outcomes[0][0]
+    status = torch.full(first.shape, int(Status.MAX_ITERATIONS), dtype=torch.int64, device=first.device)
+    done = torch.zeros_like(first)
+    for mask, outcome in reversed(outcomes):
+        status = torch.where(mask, int(outcome), status)
+        done = done | mask
+    return status, done

@@ -1,0 +1,110 @@
+"""From what a solver found to a `Point` that can be differentiated, whichever solver it was.
+
+Multipliers are recovered where the solver left them out, the point is polished, the active set decided, the residuals
+measured and the status judged by them: a point that is not a minimiser does not pass because a solver says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from declarative.engines.autodiff import GraphLinearisation
+from declarative.engines.captured import reject_captured
+from declarative.errors import SolverError, SolverWarning, name_samples
+from declarative.problem import Layout, Problem
+from declarative.solution import Point, Status
+from declarative.solvers.base import Iterate, Solver
+from declarative.solvers.interior_point import InteriorPoint
+from declarative.solvers.multipliers import recover
+from declarative.solvers.optimality import Optimality
+from declarative.solvers.polish import polish
+
+# The interior point method ends at a positive barrier parameter; these steps remove it. They stop by themselves.
+_STEPS_AFTER_BARRIER = 4
+
+
+def solve_to_point(problem: Problem, init: tuple[Tensor, ...], solver: Solver, polish_steps: int, check_captured: bool) -> tuple[Point, Layout]:
+    """Solve the batch with `solver`, and finish."""
+    if problem.batch == 0:
+        return _empty(problem, init, solver)
+    found, layout = solver.solve(problem, init)
+    problem = problem.with_layout(layout)
+    p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
+    optimality = Optimality(problem, found.y, p)
+    if check_captured and isinstance(optimality.at, GraphLinearisation):
+        *roots, leaf = optimality.at.roots
+        reject_captured(problem.node, tuple(roots), leaf)
+    eps = torch.finfo(found.y.dtype).eps
+    equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
+    steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
+    y = found.y
+    if steps:
+        y, equality, inequality = polish(problem, y, equality, inequality, steps)
+        optimality = Optimality(problem, y, p)
+    active, weakly_active = optimality.active_set(inequality)
+    stationarity, violation = optimality.residuals(equality, inequality)
+    inequality = torch.where(active, inequality, 0.0)
+    status = _judge(found, y, stationarity, violation, solver)
+    point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
+    return _apply_policy(problem, point, solver), layout
+
+
+def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:
+    eps = torch.finfo(y.dtype).eps
+    accepted = eps**0.25 if solver.tolerance is None else max(solver.tolerance, eps**0.5)
+    status = found.status
+    # A solver that ran out of steps at a point that passes anyway (or was polished to one) has converged.
+    excused = (status == Status.MAX_ITERATIONS) | (status == Status.NOT_STATIONARY)
+    status = torch.where(excused & (stationarity <= eps**0.5) & (violation <= eps**0.5), int(Status.CONVERGED), status)
+    claimed = status == Status.CONVERGED
+    status = torch.where(claimed & ~(stationarity <= accepted), int(Status.NOT_STATIONARY), status)
+    status = torch.where(claimed & ~(violation <= accepted), int(Status.INFEASIBLE), status)
+    finite = torch.isfinite(y).all(1) & torch.isfinite(stationarity) & torch.isfinite(violation)
+    undecided = claimed | (status == Status.MAX_ITERATIONS)
+    return torch.where(undecided & ~finite, int(Status.NON_FINITE), status)
+
+
+def _apply_policy(problem: Problem, point: Point, solver: Solver) -> Point:
+    failed = point.status != Status.CONVERGED
+    if not bool(failed.any()):
+        return point
+    if solver.on_failure == "nan":
+        column = failed.unsqueeze(1)
+        marked = {name: torch.where(column, torch.nan, getattr(point, name)) for name in ("y", "equality", "inequality")}
+        return Point(**{**vars(point), **marked, "active": point.active & ~column, "weakly_active": point.weakly_active & ~column})
+    message = describe_failures(problem, point, solver)
+    if solver.on_failure == "raise":
+        raise SolverError(message)
+    warnings.warn(message, SolverWarning, stacklevel=2)
+    return point
+
+
+def describe_failures(problem: Problem, point: Point, solver: Solver) -> str:
+    """Which samples failed, how, by how much, and what can be done."""
+    parts = []
+    for status in sorted(set(point.status.tolist()) - {int(Status.CONVERGED)}):
+        members = (point.status == status).nonzero().squeeze(1)
+        worst = f"stationarity {float(point.stationarity[members].max()):.1e}, violation {float(point.violation[members].max()):.1e}"
+        parts.append(f"{name_samples(members.tolist(), problem.batch)}: {Status(status).meaning} ({worst}, relative)")
+    return (
+        f"{problem.name}, solved by {type(solver).__name__}: {'; '.join(parts)}. "
+        'Check the inputs and the start, raise max_iterations, or pass a solver with on_failure="nan" (or "warn") to go on without these samples'
+    )
+
+
+def _empty(problem: Problem, init: tuple[Tensor, ...], solver: Solver) -> tuple[Point, Layout]:
+    """No samples: shapes come from one made-up instance of zeros, which is evaluated and not solved."""
+    found, layout = solver.start(problem, init)
+    one = problem.with_layout(layout).with_tensors(
+        [torch.zeros(t.shape[1:], dtype=t.dtype, device=t.device) if dim == 0 else t for t, dim in zip(problem.tensors, problem.in_dims, strict=True)]
+    )
+    _, h, g = one.evaluate_instance(*one.tensors, found.new_zeros(layout.size))
+    counts = torch.zeros(0, dtype=torch.int64, device=found.device)
+    values = found.new_zeros(0)
+    rows = found.new_zeros(0, g.shape[0])
+    mask = torch.zeros(0, g.shape[0], dtype=torch.bool, device=found.device)
+    return Point(found, found.new_zeros(0, h.shape[0]), rows, mask, mask.clone(), counts, counts.clone(), values, values.clone()), layout
+

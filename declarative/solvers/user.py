@@ -1,0 +1,59 @@
+"""A node's own `solve`, taken as a solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from declarative.problem import Layout, Problem
+from declarative.solution import Solution, Status
+from declarative.solvers.base import Iterate, Solver, read_flat
+from declarative.typing import Variables
+
+
+@dataclass(frozen=True)
+class UserSolve(Solver):
+    """Runs the node's `solve`, which may be anything: closed form, numpy, a C library. It runs under no_grad.
+
+    Pass it explicitly to set a policy, ``solver=UserSolve(on_failure="nan")``; a node that defines `solve` gets it by
+    itself otherwise.
+
+    Args:
+        tolerance: how far from stationary and feasible its result may be, relative to the scale of the terms, before it
+            counts as not a minimiser. Default eps^¼ (1e-4 in float64, 2e-2 in float32): coarse, because a coarse solve
+            may be meant, to be polished.
+    """
+
+    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
+        found, flat, layout = self._run(problem)
+        count = torch.zeros(problem.batch, dtype=torch.int64, device=flat.device)
+        status = count + int(Status.CONVERGED) if found.status is None else self._per_sample(problem, "status", found.status)
+        iterations = count if found.iterations is None else self._per_sample(problem, "iterations", found.iterations)
+        _, h, g = problem.with_layout(layout).evaluate(flat)
+        multipliers = (self._multipliers(problem, name, getattr(found, name), like) for name, like in (("equality_multipliers", h), ("inequality_multipliers", g)))
+        return Iterate(flat, *multipliers, status, iterations), layout
+
+    def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
+        return self._run(problem)[1:]
+
+    @staticmethod
+    def _run(problem: Problem) -> tuple[Solution, Variables, Layout]:
+        outcome = problem.call_batched("solve")
+        found = outcome if isinstance(outcome, Solution) else Solution(outcome)
+        return found, *read_flat(problem, "solve", found.y)
+
+    @staticmethod
+    def _per_sample(problem: Problem, name: str, value: Tensor) -> Tensor:
+        if value.shape != (problem.batch,):
+            raise ValueError(f"{problem.name}.solve returned {name} of shape {tuple(value.shape)}; expected ({problem.batch},)")
+        return value.to(torch.int64)
+
+    @staticmethod
+    def _multipliers(problem: Problem, name: str, value: Tensor | None, like: Tensor) -> Tensor | None:
+        if value is None:
+            return None
+        if value.shape != like.shape:
+            raise ValueError(f"{problem.name}.solve returned {name} of shape {tuple(value.shape)}; expected {tuple(like.shape)}")
+        return value.detach().to(like.dtype)

@@ -1,0 +1,20 @@
+"""Names for the shapes that run through the package (checked at run time in the tests, by beartype).
+
+b: batch, m: numbers in one decision variable, p: equality constraints, q: inequality constraints, k = p + q.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Values = Float[Tensor, " b"]  # one number a sample: an objective, a residual
+Variables = Float[Tensor, "b m"]  # the decision variable, flat
+EqualityMultipliers = Float[Tensor, "b p"]
+InequalityMultipliers = Float[Tensor, "b q"]
+InequalityMask = Bool[Tensor, "b q"]
+Rows = Float[Tensor, "b k"]  # one number for each constraint
+RowMask = Bool[Tensor, "b k"]
+Hessians = Float[Tensor, "b m m"]
+Jacobians = Float[Tensor, "b k m"]
+SampleMask = Bool[Tensor, " b"]
+Counts = Int[Tensor, " b"]
+Output = Tensor | tuple[Tensor, ...]  # y as the user sees it
