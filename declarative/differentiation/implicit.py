@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.forward_mode import at_outer_levels
 from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
 from declarative.problem import Layout, Problem
 from declarative.solution import Point
@@ -133,8 +134,15 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        system = _System(ctx.call, ctx.saved_tensors)
-        return *system.push_forward({k: t for k, t in enumerate(tangents[: system.count]) if t is not None}), *([None] * 6)
+        call: _Call = ctx.call
+        count = len(ctx.saved_tensors)
+
+        def push(*operands: Tensor) -> tuple[Tensor, ...]:
+            system = _System(call, operands[:count])
+            moving = operands[count : count + system.count]
+            return system.push_forward({k: t for k, t in enumerate(moving) if t is not None})
+
+        return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), *([None] * 6)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: _Call, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.base import Linearisation
+from declarative.forward_mode import transforms_active
 from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, Variables
 
@@ -33,9 +34,7 @@ def linearise(
     Args:
         wanted: positions of the problem's tensors for which `pull_back` will be asked.
     """
-    # A torch.func level cannot be seen through a public function; torch.autograd.Function.apply asks the same.
-    transformed = torch._C._are_functorch_transforms_active()
-    evaluator = FunctionalLinearisation if transformed else GraphLinearisation
+    evaluator = FunctionalLinearisation if transforms_active() else GraphLinearisation
     return evaluator(problem, y, equality, inequality, wanted)
 
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from declarative.forward_mode import at_outer_levels
+
 
 class SingularPolicy(Protocol):
     """Decides what becomes of the samples whose matrix is singular to working precision."""
@@ -84,11 +86,13 @@ class _SymmetricSolve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, matrix_tangent: Tensor | None, rhs_tangent: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        matrix, solution = ctx.saved_tensors
-        rhs = torch.zeros_like(solution) if rhs_tangent is None else rhs_tangent
-        if matrix_tangent is not None:
-            rhs = rhs - matrix_tangent @ solution
-        return _SymmetricSolve.apply(ctx.policy, matrix, rhs)
+        def push(matrix: Tensor, solution: Tensor, matrix_tangent: Tensor | None, rhs_tangent: Tensor | None) -> tuple[Tensor]:
+            rhs = torch.zeros_like(solution) if rhs_tangent is None else rhs_tangent
+            if matrix_tangent is not None:
+                rhs = rhs - matrix_tangent @ solution
+            return (_SymmetricSolve.apply(ctx.policy, matrix, rhs),)
+
+        return at_outer_levels(push, (*ctx.saved_tensors, matrix_tangent, rhs_tangent))[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> tuple[Tensor, int]:
