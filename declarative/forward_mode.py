@@ -23,3 +23,8 @@ def at_outer_levels(function: Callable[..., tuple[Tensor, ...]], operands: Seque
 def transforms_active() -> bool:
     """Whether the code runs under a torch.func transform; torch.autograd.Function.apply asks in the same way."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
+    return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from declarative.batching import batched
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
 
 
@@ -148,7 +149,8 @@ class Problem:
         """f (b,), h (b, p), g (b, q) of the whole batch at y, by one vmap of the instance."""
         args = self.tensors if tensors is None else tensors
         try:
-            return torch.func.vmap(self.evaluate_instance, in_dims=(*self.in_dims, 0))(*args, y)
+            f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y))
+            return f, h, g
         except Exception as error:
             shapes = ", ".join(str(tuple(t.shape[1:] if d == 0 else t.shape)) for t, d in zip(args[: self.inputs], self.in_dims, strict=False))
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")

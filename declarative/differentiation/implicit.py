@@ -158,8 +158,11 @@ class _System:
         *tensors, self._y, self._equality, self._inequality, active, weakly_active = saved
         self._call, self.count = call, len(tensors)
         self._problem = call.problem.with_tensors(tensors).with_layout(call.record.layout)
-        chosen = active | weakly_active if call.options.weakly_active == "active" else active
-        self._rows = torch.cat([torch.ones_like(self._equality, dtype=torch.bool), chosen], 1)
+        if active.shape[1] and call.options.weakly_active == "active":
+            active = active | weakly_active
+        self._rows = torch.cat([torch.ones_like(self._equality, dtype=torch.bool), active], 1) if active.shape[1] and self._equality.shape[1] else (
+            active if active.shape[1] else torch.ones_like(self._equality, dtype=torch.bool)
+        )
         self._failed = ~torch.isfinite(self._y).all(1) if call.record.any_failed else None
         if self._failed is not None:
             self._substitute(self._failed)
@@ -177,21 +180,20 @@ class _System:
             t[index] for t in (self._y, self._equality, self._inequality, self._rows)
         )
 
-    def _mask(self, sought: Tensor, given: Tensor) -> Tensor:
+    def _mask(self, sought: Tensor, given: Tensor, failed: Tensor) -> Tensor:
         """A failed sample has no derivative: NaN, or zero where nothing asks for it (0 · undefined counts as 0)."""
-        if self._failed is None:
-            return sought
         unused = (given == 0).all(1)
         marked = torch.where(unused, 0.0, torch.nan).to(sought.dtype).unsqueeze(1)
-        return torch.where(self._failed.unsqueeze(1), marked, sought)
+        return torch.where(failed.unsqueeze(1), marked, sought)
 
     def _solve(self, hessian: Tensor, jacobian: Tensor, side_y: Tensor, side_rows: Tensor) -> tuple[Tensor, Tensor]:
         policy = IrregularPolicy(self._call.options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, self._call.record.applied)
+        if self._failed is None:
+            return solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows)
         given = torch.cat([side_y, side_rows], 1)
-        if self._failed is not None:
-            side_y, side_rows = (torch.where(self._failed.unsqueeze(1), 0.0, s) for s in (side_y, side_rows))
-        u, w = solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows * self._rows)
-        return self._mask(u, given), self._mask(w, given)
+        side_y, side_rows = (torch.where(self._failed.unsqueeze(1), 0.0, s) for s in (side_y, side_rows))
+        u, w = solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows)
+        return self._mask(u, given, self._failed), self._mask(w, given, self._failed)
 
     def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:
         """x̄ for the wanted tensors."""

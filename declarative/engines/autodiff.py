@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from declarative.batching import batched
 from declarative.engines.base import Linearisation
 from declarative.forward_mode import transforms_active
 from declarative.problem import Problem
@@ -131,8 +132,10 @@ class GraphLinearisation:
             return self._derivative(output, cotangents[0]).unsqueeze(1)
         step = _rows_a_chunk(self._y)
         # Not is_grads_batched=True: its legacy vmap (20 µs faster) cannot run a custom Function, so not a node inside a node.
-        products = torch.func.vmap(lambda cotangent: self._derivative(output, cotangent))
-        chunks = [products(cotangents[i : i + step]) for i in range(0, count, step)]
+        chunks = [
+            batched(lambda cotangent: (self._derivative(output, cotangent),), (0,), len(part), (part,))[0]
+            for part in cotangents.split(step)
+        ]
         rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         return rows.transpose(0, 1)
 

@@ -86,9 +86,6 @@ def diagnose(matrix: Tensor, size: int) -> str:
 
 def assemble(hessian: Hessians, jacobian: Jacobians, active: RowMask) -> Tensor:
     """K (b, m + k, m + k) with inactive rows and columns replaced by those of the identity."""
-    k = jacobian.shape[1]
-    if k == 0:
-        return hessian
     masked = jacobian * active.unsqueeze(-1)
     corner = torch.diag_embed((~active).to(hessian.dtype))
     return torch.cat([torch.cat([hessian, masked.transpose(-1, -2)], -1), torch.cat([masked, corner], -1)], -2)
@@ -97,7 +94,9 @@ def assemble(hessian: Hessians, jacobian: Jacobians, active: RowMask) -> Tensor:
 def solve_bordered(
     policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, active: RowMask, rhs_y: Variables, rhs_rows: Rows
 ) -> tuple[Variables, Rows]:
-    """(u, w) of the masked bordered system. rhs_rows must be zero at inactive rows."""
-    rhs = torch.cat([rhs_y, rhs_rows], 1).unsqueeze(-1)
+    """(u, w) of the masked bordered system. Right-hand sides at inactive rows are ignored: w is zero there."""
+    if jacobian.shape[1] == 0:
+        return symmetric_solve(policy, hessian, rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
+    rhs = torch.cat([rhs_y, rhs_rows * active], 1).unsqueeze(-1)
     solution = symmetric_solve(policy, assemble(hessian, jacobian, active), rhs).squeeze(-1)
     return solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
