@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from declarative.differentiation.implicit import Implicit
 from declarative.problem import Layout, Problem, lift
-from declarative.solution import Point, Solution
+from declarative.solution import Point, Solution, Solved
 from declarative.solvers.base import Solver
 from declarative.solvers.finish import solve_to_point
 from declarative.solvers.interior_point import InteriorPoint
@@ -142,10 +143,17 @@ class DeclarativeNode(nn.Module):
 
 
 def _solve(
-    problem: Problem, init: tuple[Tensor, ...], *, solver: Solver | None, polish_steps: int, check_captured: bool, owner: DeclarativeNode
-) -> tuple[Point, Layout]:
+    problem: Problem,
+    init: tuple[Tensor, ...],
+    wanted: Sequence[int],
+    *,
+    solver: Solver | None,
+    polish_steps: int,
+    check_captured: bool,
+    owner: DeclarativeNode,
+) -> Solved:
     chosen = solver or owner.default_solver(problem)
-    return solve_to_point(problem, init, chosen, polish_steps, check_captured)
+    return solve_to_point(problem, init, wanted, chosen, polish_steps, check_captured)
 
 
 def input_names(node: DeclarativeNode) -> list[str] | None:

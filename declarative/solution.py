@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from torch import Tensor
 
@@ -80,3 +81,18 @@ class Point:
     iterations: Counts
     stationarity: Values
     violation: Values
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a solve hands to whoever differentiates it.
+
+    Args:
+        point: the solution.
+        layout: the shape of y (a `declarative.problem.Layout`).
+        linearisation: the KKT system at the point, if the solve has it at hand: the backward pass need not build it again.
+    """
+
+    point: Point
+    layout: Any
+    linearisation: Any = None

@@ -11,7 +11,7 @@ y and λ again, to any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.forward_mode import at_outer_levels
+from declarative.engines.base import Linearisation
+from declarative.forward_mode import at_outer_levels, transforms_active
 from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
 from declarative.problem import Layout, Problem
-from declarative.solution import Point
+from declarative.solution import Point, Solved
 
+# (problem, warm start, positions of the tensors whose gradients will be asked for)
+Solve = Callable[[Problem, tuple[Tensor, ...], Sequence[int]], Solved]
 WEAKLY_ACTIVE_CHOICES = ("inactive", "active")
 
 
@@ -51,7 +54,7 @@ class Implicit:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
 
-    def apply(self, problem: Problem, solve: Callable[[Problem, tuple[Tensor, ...]], tuple[Point, Layout]], init: tuple[Tensor, ...]) -> tuple[Point, Layout]:
+    def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout]:
         """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
         record = _Record()
         call = _Call(self, problem.with_tensors(()), solve, len(init), record)
@@ -65,6 +68,7 @@ class _Record:
 
     layout: Any = None
     any_failed: bool = False
+    linearisation: Any = None
     applied: dict[int, str] = field(default_factory=dict)
 
 
@@ -72,7 +76,7 @@ class _Record:
 class _Call:
     options: Implicit
     problem: Problem  # without tensors: those go through the Function
-    solve: Callable[[Problem, tuple[Tensor, ...]], tuple[Point, Layout]]
+    solve: Solve
     init: int
     record: _Record
 
@@ -110,9 +114,11 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, init = call.split(tensors)
-        point, call.record.layout = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init))
-        call.record.any_failed = not bool(torch.isfinite(point.y).all())
-        return tuple(vars(point).values())
+        wanted = [k for k, t in enumerate(values) if t.requires_grad]
+        solved = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init), wanted)
+        call.record.layout, call.record.linearisation = solved.layout, solved.linearisation
+        call.record.any_failed = not bool(torch.isfinite(solved.point.y).all())
+        return tuple(vars(solved.point).values())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -195,6 +201,13 @@ class _System:
         u, w = solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows)
         return self._mask(u, given, self._failed), self._mask(w, given, self._failed)
 
+    def _linearisation_kept(self) -> Linearisation | None:
+        """The graph that the forward pass measured its residuals on: good for one backward pass that is not recorded."""
+        kept, self._call.record.linearisation = self._call.record.linearisation, None
+        if kept is None or self._failed is not None or torch.is_grad_enabled() or transforms_active():
+            return None
+        return kept.with_multipliers(self._equality, self._inequality)
+
     def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:
         """x̄ for the wanted tensors."""
         v, v_equality, v_inequality = (
@@ -202,7 +215,7 @@ class _System:
         )
         if self._problem.batch == 0 or not wanted:
             return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
-        at = linearise(self._problem, self._y, self._equality, self._inequality, wanted)
+        at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, wanted)
         u, w = self._solve(at.hessian(), at.jacobian(), v, torch.cat([v_equality, v_inequality], 1))
         return [-g for g in at.pull_back(u, w, wanted)]
 

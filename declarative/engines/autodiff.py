@@ -11,6 +11,7 @@ derivatives need.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,10 +73,18 @@ class GraphLinearisation:
             self._tensors = [self._alias(t) if k in wanted else (t if self._create_graph else t.detach()) for k, t in enumerate(problem.tensors)]
             parts = problem.evaluate(self._y, self._tensors)
             self._a = torch.cat(parts[1:], 1) if parts[1].shape[1] and parts[2].shape[1] else parts[1 if parts[1].shape[1] else 2]
-            self._sizes = (parts[1].shape[1], parts[2].shape[1])
-            self._f = parts[0]
-            total = _lagrangian(parts, equality, inequality)
-            self._gradient = self._derivative(total, None, create_graph=True)
+            self._parts = parts
+            self._gradient = self._derivative(_lagrangian(parts, equality, inequality), None, create_graph=True)
+        self._jacobian: Tensor | None = None
+
+    def with_multipliers(self, equality: Tensor, inequality: Tensor) -> GraphLinearisation:
+        """The same point with other multipliers: the statement's graph is kept, only ∇_y L is formed anew."""
+        if not self._a.shape[1]:
+            return self
+        other = copy.copy(self)
+        with torch.enable_grad():
+            other._gradient = self._derivative(_lagrangian(self._parts, equality, inequality), None, create_graph=True)
+        return other
 
     def _alias(self, tensor: Tensor) -> Tensor:
         if self._create_graph and tensor.requires_grad:
@@ -102,16 +111,11 @@ class GraphLinearisation:
 
     @property
     def objective(self) -> Tensor:
-        return self._out(self._f)
+        return self._out(self._parts[0])
 
     @property
     def constraints(self) -> Tensor:
         return self._out(self._a)
-
-    @property
-    def constraint_counts(self) -> tuple[int, int]:
-        """(p, q)."""
-        return self._sizes
 
     @property
     def gradient(self) -> Tensor:
@@ -119,8 +123,13 @@ class GraphLinearisation:
 
     @property
     def roots(self) -> tuple[Tensor, ...]:
-        """The graph's outputs and the leaf it was built on, for whoever walks it."""
-        return self._f, self._a, self._gradient, self._y
+        """The graph's outputs, for whoever walks it."""
+        return self._parts[0], self._a, self._gradient
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What the graph was built on."""
+        return self._y, *self._tensors
 
     def _rows(self, output: Tensor) -> Tensor:
         """(b, k, m): the Jacobian of output (b, k), row by batched row."""
@@ -143,7 +152,9 @@ class GraphLinearisation:
         return self._rows(self._gradient)
 
     def jacobian(self) -> Jacobians:
-        return self._rows(self._a)
+        if self._jacobian is None:
+            self._jacobian = self._rows(self._a)
+        return self._jacobian
 
     def hessian_product(self, direction: Variables) -> Variables:
         return self._derivative(self._gradient, direction)

@@ -18,11 +18,12 @@ from declarative.errors import CapturedTensorError
 _STATEMENT = ("objective", "equality_constraints", "inequality_constraints")
 
 
-def reject_captured(node: Any, roots: tuple[Tensor, ...], leaf: Tensor) -> None:
-    """Raise a `CapturedTensorError` if the graph of `roots` has a leaf other than `leaf`."""
+def reject_captured(node: Any, roots: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> None:
+    """Raise a `CapturedTensorError` if the graph of `roots` has a leaf that is none of `leaves`."""
     # Inside the solve every torch.func level has been peeled off; a wrapped result comes from a wrapped closure.
     foreign = any(torch._C._functorch.is_functorch_wrapped_tensor(root) for root in roots)
-    found = [] if foreign else [t for t in _leaves(roots) if t is not leaf]
+    known = {id(leaf) for leaf in leaves}
+    found = [] if foreign else [t for t in _leaves(roots) if id(t) not in known]
     if not found and not foreign:
         return
     names = [_describe(node, tensor) for tensor in found] or ["a tensor that a torch.func transform differentiates or maps"]

@@ -7,6 +7,7 @@ measured and the status judged by them: a point that is not a minimiser does not
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 from declarative.engines.autodiff import GraphLinearisation
 from declarative.engines.captured import reject_captured
 from declarative.errors import SolverError, SolverWarning, name_samples
-from declarative.problem import Layout, Problem
-from declarative.solution import Point, Status
+from declarative.problem import Problem
+from declarative.solution import Point, Solved, Status
 from declarative.solvers.base import Iterate, Solver
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.multipliers import recover
@@ -26,30 +27,33 @@ from declarative.solvers.polish import polish
 _STEPS_AFTER_BARRIER = 4
 
 
-def solve_to_point(problem: Problem, init: tuple[Tensor, ...], solver: Solver, polish_steps: int, check_captured: bool) -> tuple[Point, Layout]:
-    """Solve the batch with `solver`, and finish."""
+def solve_to_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], solver: Solver, polish_steps: int, check_captured: bool) -> Solved:
+    """Solve the batch with `solver`, and finish.
+
+    Args:
+        wanted: positions of the problem's tensors whose gradients a backward pass will ask for.
+    """
     if problem.batch == 0:
         return _empty(problem, init, solver)
     found, layout = solver.solve(problem, init)
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
-    optimality = Optimality(problem, found.y, p)
+    optimality = Optimality(problem, found.y, p, wanted)
     if check_captured and isinstance(optimality.at, GraphLinearisation):
-        *roots, leaf = optimality.at.roots
-        reject_captured(problem.node, tuple(roots), leaf)
+        reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
     eps = torch.finfo(found.y.dtype).eps
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
     y = found.y
     if steps:
         y, equality, inequality = polish(problem, y, equality, inequality, steps)
-        optimality = Optimality(problem, y, p)
+        optimality = Optimality(problem, y, p, wanted)
     active, weakly_active = optimality.active_set(inequality)
     stationarity, violation = optimality.residuals(equality, inequality)
     inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)
     point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
-    return _apply_policy(problem, point, solver), layout
+    return Solved(_apply_policy(problem, point, solver), layout, optimality.at if wanted else None)
 
 
 def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:
@@ -95,7 +99,7 @@ def describe_failures(problem: Problem, point: Point, solver: Solver) -> str:
     )
 
 
-def _empty(problem: Problem, init: tuple[Tensor, ...], solver: Solver) -> tuple[Point, Layout]:
+def _empty(problem: Problem, init: tuple[Tensor, ...], solver: Solver) -> Solved:
     """No samples: shapes come from one made-up instance of zeros, which is evaluated and not solved."""
     found, layout = solver.start(problem, init)
     one = problem.with_layout(layout).with_tensors(
@@ -106,5 +110,5 @@ def _empty(problem: Problem, init: tuple[Tensor, ...], solver: Solver) -> tuple[
     values = found.new_zeros(0)
     rows = found.new_zeros(0, g.shape[0])
     mask = torch.zeros(0, g.shape[0], dtype=torch.bool, device=found.device)
-    return Point(found, found.new_zeros(0, h.shape[0]), rows, mask, mask.clone(), counts, counts.clone(), values, values.clone()), layout
+    return Solved(Point(found, found.new_zeros(0, h.shape[0]), rows, mask, mask.clone(), counts, counts.clone(), values, values.clone()), layout)
 

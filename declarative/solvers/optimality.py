@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +33,9 @@ class Scales:
 class Optimality:
     """The problem's first-order data at y, independent of multipliers."""
 
-    def __init__(self, problem: Problem, y: Variables, p: int) -> None:
+    def __init__(self, problem: Problem, y: Variables, p: int, wanted: Sequence[int] = ()) -> None:
         self.problem, self.y, self.p = problem, y, p
-        self.at: Linearisation = linearise(problem, y)
+        self.at: Linearisation = linearise(problem, y, wanted=wanted)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._rows = torch.linalg.vector_norm(self.jacobian, dim=2)
