@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from declarative.forward_mode import at_outer_levels, is_differentiated
+from declarative.kkt.lu import lu_factor
 
 
 class SingularPolicy(Protocol):
@@ -50,7 +51,7 @@ class _SymmetricSolve(torch.autograd.Function):
         n = matrix.shape[-1]
         if matrix.numel() == 0:
             return torch.zeros_like(rhs)
-        factor, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        factor, pivots = lu_factor(matrix)
         smallest, largest = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1).abs(), dim=-1)
         sound = smallest > _SCREEN * n * torch.finfo(matrix.dtype).eps * largest  # false for NaN
         if bool(sound.all()):
@@ -64,7 +65,8 @@ class _SymmetricSolve(torch.autograd.Function):
         # Non-finite and singular samples must not reach the batched solve: on CPU one bad pivot fails all.
         bad = singular | ~torch.isfinite(matrix).flatten(1).all(1)
         eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-        solution = torch.linalg.solve(torch.where(bad[:, None, None], eye, matrix), torch.where(bad[:, None, None], 0.0, rhs))
+        factor, pivots = lu_factor(torch.where(bad[:, None, None], eye, matrix))
+        solution = torch.linalg.lu_solve(factor, pivots, torch.where(bad[:, None, None], 0.0, rhs))
         solution = torch.where((bad & ~singular)[:, None, None], torch.nan, solution)
         if index.numel():
             solution = solution.index_copy(0, index, policy.resolve(matrix[index], rhs[index], index))
