@@ -8,15 +8,16 @@ directly, as torch.func.vmap itself does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_levels = torch._C._functorch
+_levels: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def batched(function: Callable[..., tuple[Tensor, ...]], in_dims: Sequence[int | None], size: int, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """function over slices of its arguments, results stacked in front: torch.func.vmap(function, in_dims)(*arguments).
+    """Map a function over slices of its arguments, results stacked in front: torch.func.vmap(function, in_dims)(*arguments).
 
     Args:
         in_dims: for each argument its batch dimension, of length `size`, or None.

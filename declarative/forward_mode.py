@@ -25,6 +25,11 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a torch.func transform."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
     return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))

@@ -96,7 +96,7 @@ class DeclarativeNode(nn.Module):
     # Using it.
 
     @torch.compiler.disable
-    def forward(self, *inputs: Tensor, in_dims: InDims = 0) -> Output:
+    def forward(self, *inputs: Tensor, in_dims: InDims = 0) -> Output:  # pyright: ignore[reportIncompatibleMethodOverride]
         """y, (b, *y_shape).
 
         Args:
@@ -112,7 +112,7 @@ class DeclarativeNode(nn.Module):
 
     @torch.compiler.disable
     def solution(self, *inputs: Tensor, in_dims: InDims = 0, init: Solution | Tensor | tuple[Tensor, ...] | None = None) -> Solution:
-        """y and all that is known about it: multipliers (differentiable), active set, status, iterations, residuals.
+        """The solution y and all that is known about it: multipliers (differentiable), active set, status, iterations, residuals.
 
         Args:
             inputs, in_dims: as in calling the node.
@@ -125,9 +125,7 @@ class DeclarativeNode(nn.Module):
         start, layout = _read_init(problem, init, single)
         if layout is not None:
             problem = problem.with_layout(layout)
-        solve = partial(
-            _solve, solver=self.solver, polish_steps=self.polish, check_captured=torch.is_grad_enabled(), owner=self
-        )
+        solve = partial(_solve, solver=self.solver, polish_steps=self.polish, check_captured=torch.is_grad_enabled(), owner=self)
         with torch.autocast(problem.like.device.type, enabled=False):
             point, layout = self.differentiation.apply(problem, solve, start)
         return _present(point, layout, single, dtype)
@@ -206,7 +204,9 @@ def _check_kinds(labels: list[str], inputs: tuple[Any, ...]) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{label} must be a tensor, got {type(x).__name__}; wrap it in torch.as_tensor, or store it on the node if it is a constant")
         if not x.is_floating_point():
-            raise TypeError(f"{label} must have a floating dtype, got {x.dtype}; convert it (x.float()), or register it as a buffer if it is an index or a mask")
+            raise TypeError(
+                f"{label} must have a floating dtype, got {x.dtype}; convert it (x.float()), or register it as a buffer if it is an index or a mask"
+            )
         if x.dtype != inputs[0].dtype:
             raise TypeError(f"{label} has dtype {x.dtype}, input 0 has {inputs[0].dtype}; all inputs must have the same")
         if x.device != inputs[0].device:
@@ -216,7 +216,9 @@ def _check_kinds(labels: list[str], inputs: tuple[Any, ...]) -> None:
 def _check_lifted(name: str, names: tuple[tuple[str, ...], ...], lifted: tuple[Tensor, ...], like: Tensor) -> None:
     for (label, *_), tensor in zip(names, lifted, strict=True):
         if tensor.device != like.device:
-            raise ValueError(f"{name}: parameter or buffer {label} is on {tensor.device}, the inputs on {like.device}; move the node with .to({str(like.device)!r})")
+            raise ValueError(
+                f"{name}: parameter or buffer {label} is on {tensor.device}, the inputs on {like.device}; move the node with .to({str(like.device)!r})"
+            )
         if tensor.is_floating_point() and tensor.dtype != like.dtype:
             raise TypeError(f"{name}: parameter or buffer {label} is {tensor.dtype}, the inputs are {like.dtype}; convert the node with .to({like.dtype})")
 
@@ -266,10 +268,5 @@ def _present(point: Point, layout: Layout, single: bool, dtype: torch.dtype | No
 
     return Solution(
         layout.unpack(shown(point.y)),
-        *(
-            shown(getattr(point, name))
-            for name in ("equality", "inequality", "active", "weakly_active", "status", "iterations", "stationarity", "violation")
-        ),
+        *(shown(getattr(point, name)) for name in ("equality", "inequality", "active", "weakly_active", "status", "iterations", "stationarity", "violation")),
     )
-
-

@@ -59,9 +59,7 @@ def rebind(module: nn.Module, tensors: dict[str, Tensor], prefix: str = "", memo
     state = dict(module.__dict__)
     for kind in ("_parameters", "_buffers"):
         state[kind] = {name: tensors.get(prefix + name, value) for name, value in state[kind].items()}
-    state["_modules"] = {
-        name: None if child is None else rebind(child, tensors, f"{prefix}{name}.", memo) for name, child in state["_modules"].items()
-    }
+    state["_modules"] = {name: None if child is None else rebind(child, tensors, f"{prefix}{name}.", memo) for name, child in state["_modules"].items()}
     clone.__dict__.update(state)
     return clone
 
@@ -119,7 +117,7 @@ class Problem:
         return rebind(self.node, {name: t for names, t in zip(self.lifted, lifted, strict=True) for name in names})
 
     def evaluate_instance(self, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f (), h (p,), g (q,) of ONE instance; args: inputs, lifted tensors, flat y."""
+        """Values f (), h (p,), g (q,) of ONE instance; args: inputs, lifted tensors, flat y."""
         node = self.bound_node(args[self.inputs : -1])
         flat = args[-1]
         if self.layout is None:
@@ -146,7 +144,7 @@ class Problem:
         return value.reshape(-1)
 
     def evaluate(self, y: Variables, tensors: Sequence[Tensor] | None = None) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
-        """f (b,), h (b, p), g (b, q) of the whole batch at y, by one vmap of the instance."""
+        """Values f (b,), h (b, p), g (b, q) of the whole batch at y, by one vmap of the instance."""
         args = self.tensors if tensors is None else tensors
         try:
             f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y))
@@ -196,4 +194,3 @@ def _concatenate(outcomes: list[Any]) -> Any:
         return tuple(torch.cat(parts) for parts in zip(*outcomes, strict=True))
     fields = {name: _concatenate([getattr(o, name) for o in outcomes]) for name, value in vars(first).items() if value is not None}
     return type(first)(**fields)
-

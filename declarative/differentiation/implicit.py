@@ -151,7 +151,9 @@ class _Solve(torch.autograd.Function):
         return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), *([None] * 6)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], call: _Call, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: tuple[Any, ...], call: _Call, *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded, arguments = call.folded(info.batch_size, in_dims[1:], tensors)
         outputs = _Solve.apply(folded, *arguments)
         return tuple(o.unflatten(0, (info.batch_size, -1)) for o in outputs), (0,) * len(outputs)
@@ -166,8 +168,10 @@ class _System:
         self._problem = call.problem.with_tensors(tensors).with_layout(call.record.layout)
         if active.shape[1] and call.options.weakly_active == "active":
             active = active | weakly_active
-        self._rows = torch.cat([torch.ones_like(self._equality, dtype=torch.bool), active], 1) if active.shape[1] and self._equality.shape[1] else (
-            active if active.shape[1] else torch.ones_like(self._equality, dtype=torch.bool)
+        self._rows = (
+            torch.cat([torch.ones_like(self._equality, dtype=torch.bool), active], 1)
+            if active.shape[1] and self._equality.shape[1]
+            else (active if active.shape[1] else torch.ones_like(self._equality, dtype=torch.bool))
         )
         self._failed = ~torch.isfinite(self._y).all(1) if call.record.any_failed else None
         if self._failed is not None:
@@ -182,9 +186,7 @@ class _System:
         index = torch.where(failed, (~failed).to(torch.int8).argmax(), positions)
         dims = self._problem.in_dims
         self._problem = self._problem.with_tensors([t[index] if d == 0 else t for t, d in zip(self._problem.tensors, dims, strict=True)])
-        self._y, self._equality, self._inequality, self._rows = (
-            t[index] for t in (self._y, self._equality, self._inequality, self._rows)
-        )
+        self._y, self._equality, self._inequality, self._rows = (t[index] for t in (self._y, self._equality, self._inequality, self._rows))
 
     def _mask(self, sought: Tensor, given: Tensor, failed: Tensor) -> Tensor:
         """A failed sample has no derivative: NaN, or zero where nothing asks for it (0 · undefined counts as 0)."""

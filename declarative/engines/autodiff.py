@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ def linearise(
     Args:
         wanted: positions of the problem's tensors for which `pull_back` will be asked.
     """
-    evaluator = FunctionalLinearisation if transforms_active() else GraphLinearisation
-    return evaluator(problem, y, equality, inequality, wanted)
+    if transforms_active():
+        return FunctionalLinearisation(problem, y, equality, inequality)
+    return GraphLinearisation(problem, y, equality, inequality, wanted)
 
 
 def _lagrangian(parts: tuple[Tensor, Tensor, Tensor], equality: Tensor | None, inequality: Tensor | None) -> Tensor:
@@ -141,10 +143,7 @@ class GraphLinearisation:
             return self._derivative(output, cotangents[0]).unsqueeze(1)
         step = _rows_a_chunk(self._y)
         # Not is_grads_batched=True: its legacy vmap (20 µs faster) cannot run a custom Function, so not a node inside a node.
-        chunks = [
-            batched(lambda cotangent: (self._derivative(output, cotangent),), (0,), len(part), (part,))[0]
-            for part in cotangents.split(step)
-        ]
+        chunks = [batched(lambda cotangent: (self._derivative(output, cotangent),), (0,), len(part), (part,))[0] for part in cotangents.split(step)]
         rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         return rows.transpose(0, 1)
 
@@ -192,10 +191,11 @@ class GraphLinearisation:
 class FunctionalLinearisation:
     """The blocks by torch.func, for use under its levels. Always differentiable."""
 
-    def __init__(self, problem: Problem, y: Tensor, equality: Tensor | None, inequality: Tensor | None, wanted: Sequence[int]) -> None:
+    def __init__(self, problem: Problem, y: Tensor, equality: Tensor | None, inequality: Tensor | None) -> None:
         self._problem, self._y = problem, y
         self._equality, self._inequality = equality, inequality
-        (self._gradient, self._a), self._transpose, self._f = torch.func.vjp(self._system, y, has_aux=True)
+        outputs: Any = torch.func.vjp(self._system, y, has_aux=True)
+        (self._gradient, self._a), self._transpose, self._f = outputs
 
     def _system(self, y: Tensor, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """((∇_y L, a), f) as a function of y and the problem's tensors."""
@@ -246,7 +246,7 @@ class FunctionalLinearisation:
 
     def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
         chosen = [self._problem.tensors[k] for k in wanted]
-        _, transpose = torch.func.vjp(self._of_tensors(wanted), *chosen)
+        transpose: Any = torch.func.vjp(self._of_tensors(wanted), *chosen)[1]
         return list(transpose((u, w)))
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
@@ -254,7 +254,8 @@ class FunctionalLinearisation:
         # which torch 2.13 does not support.
         positions = list(tangents)
         chosen = [self._problem.tensors[k] for k in positions]
-        outputs, transpose = torch.func.vjp(self._of_tensors(positions), *chosen)
-        _, twice = torch.func.vjp(lambda cotangents: transpose(cotangents), tuple(torch.zeros_like(o) for o in outputs))
+        pulled: Any = torch.func.vjp(self._of_tensors(positions), *chosen)
+        outputs, transpose = pulled
+        twice: Any = torch.func.vjp(lambda cotangents: transpose(cotangents), tuple(torch.zeros_like(o) for o in outputs))[1]
         ((du, dw),) = twice(tuple(tangents.values()))
         return du, dw

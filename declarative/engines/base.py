@@ -19,12 +19,12 @@ class Linearisation(Protocol):
 
     @property
     def objective(self) -> Values:
-        """f."""
+        """Values of f."""
         ...
 
     @property
     def constraints(self) -> Rows:
-        """a = (h, g)."""
+        """Values of a = (h, g)."""
         ...
 
     @property

@@ -10,10 +10,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from declarative.errors import CapturedTensorError
+from declarative.forward_mode import is_wrapped
 
 _STATEMENT = ("objective", "equality_constraints", "inequality_constraints")
 
@@ -21,7 +21,7 @@ _STATEMENT = ("objective", "equality_constraints", "inequality_constraints")
 def reject_captured(node: Any, roots: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> None:
     """Raise a `CapturedTensorError` if the graph of `roots` has a leaf that is none of `leaves`."""
     # Inside the solve every torch.func level has been peeled off; a wrapped result comes from a wrapped closure.
-    foreign = any(torch._C._functorch.is_functorch_wrapped_tensor(root) for root in roots)
+    foreign = any(is_wrapped(root) for root in roots)
     known = {id(leaf) for leaf in leaves}
     found = [] if foreign else [t for t in _leaves(roots) if id(t) not in known]
     if not found and not foreign:

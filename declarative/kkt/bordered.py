@@ -42,7 +42,9 @@ class IrregularPolicy:
         places = [int(i) % max(1, self.batch) for i in samples]
         self.applied.update(zip(places, causes, strict=True))
         if self.choice == "raise":
-            named = "; ".join(f"{name_samples([i for i, c in zip(places, causes, strict=True) if c == cause], self.batch)}: {cause}" for cause in sorted(set(causes)))
+            named = "; ".join(
+                f"{name_samples([i for i, c in zip(places, causes, strict=True) if c == cause], self.batch)}: {cause}" for cause in sorted(set(causes))
+            )
             raise IrregularPointError(
                 f"{self.name}: the solution has no unique derivative at {named}. Pass differentiation=Implicit(irregular=...) with "
                 '"min_norm" (right where constraints are redundant), "nan" or "zero", or change the statement so that the minimiser is regular.'

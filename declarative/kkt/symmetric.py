@@ -96,7 +96,9 @@ class _SymmetricSolve(torch.autograd.Function):
         return at_outer_levels(push, (*ctx.saved_tensors, matrix_tangent, rhs_tangent))[0]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> tuple[Tensor, int]:
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: tuple[Any, ...], policy: SingularPolicy, matrix: Tensor, rhs: Tensor
+    ) -> tuple[Tensor, int]:
         _, matrix_dim, rhs_dim = in_dims
         size = info.batch_size
         if matrix_dim is None:

@@ -111,4 +111,3 @@ def _empty(problem: Problem, init: tuple[Tensor, ...], solver: Solver) -> Solved
     rows = found.new_zeros(0, g.shape[0])
     mask = torch.zeros(0, g.shape[0], dtype=torch.bool, device=found.device)
     return Solved(Point(found, found.new_zeros(0, h.shape[0]), rows, mask, mask.clone(), counts, counts.clone(), values, values.clone()), layout)
-

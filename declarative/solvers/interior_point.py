@@ -88,7 +88,9 @@ class InteriorPoint(Solver):
         # Where the merit refuses every length the step is taken short, not dropped: residuals decide on convergence.
         refused = length == 0
         length = torch.where(refused, 0.1 * longest, length)
-        y_new, s_new = (torch.where(refused.unsqueeze(1), old + length.unsqueeze(1) * step[name], new) for name, old, new in (("y", state["y"], y_new), ("slack", s, s_new)))
+        y_new, s_new = (
+            torch.where(refused.unsqueeze(1), old + length.unsqueeze(1) * step[name], new) for name, old, new in (("y", state["y"], y_new), ("slack", s, s_new))
+        )
         longest_dual = torch.where(refused, 0.1 * longest_dual, longest_dual)
 
         new = {
@@ -180,7 +182,7 @@ class _Barrier:
         return grown & cancelling & separating & (self._residual > torch.finfo(largest.dtype).eps ** 0.5 * self._scale_a)
 
     def unbounded(self) -> Tensor:
-        """y has run off while nearly feasible."""
+        """The iterate has run off while nearly feasible."""
         y = self._state["y"]
         return (_largest(y) > torch.finfo(y.dtype).eps ** -0.75) & (self._residual <= 1e-3 * self._scale_a)
 

@@ -14,7 +14,8 @@ from declarative.typing import SampleMask, Values, Variables
 @dataclass(frozen=True)
 class LineSearch:
     """From `y` along `step`; `slope` is the merit function's directional derivative there, `merit` its value, and
-    `noise` a change in it that rounding alone can cause."""
+    `noise` a change in it that rounding alone can cause.
+    """
 
     y: Variables
     step: Variables

@@ -38,7 +38,7 @@ def recover(optimality: Optimality, nearness: float, equality: Tensor | None, in
 
 
 def _least_squares(masked: Tensor, sought: Tensor, target: Tensor) -> Tensor:
-    """argmin ‖Aᵀλ + target‖ with λ = 0 at rows that are not sought, by Cholesky of the scaled Gram matrix where it exists."""
+    """Minimise ‖Aᵀλ + target‖ with λ = 0 at rows that are not sought, by Cholesky of the scaled Gram matrix where it exists."""
     norms = torch.linalg.vector_norm(masked, dim=2)
     unit = masked / torch.where(norms > 0, norms, 1.0).unsqueeze(-1)
     gram = unit @ unit.mT + torch.diag_embed((~sought | (norms == 0)).to(masked.dtype))

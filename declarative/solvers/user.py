@@ -27,15 +27,18 @@ class UserSolve(Solver):
     """
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
+        if init:
+            raise ValueError(f"{problem.name} finds y by its own solve, which takes no warm start; leave init=None")
         found, flat, layout = self._run(problem)
         count = torch.zeros(problem.batch, dtype=torch.int64, device=flat.device)
         status = count + int(Status.CONVERGED) if found.status is None else self._per_sample(problem, "status", found.status)
         iterations = count if found.iterations is None else self._per_sample(problem, "iterations", found.iterations)
         _, h, g = problem.with_layout(layout).evaluate(flat)
-        multipliers = (self._multipliers(problem, name, getattr(found, name), like) for name, like in (("equality_multipliers", h), ("inequality_multipliers", g)))
-        return Iterate(flat, *multipliers, status, iterations), layout
+        equality = self._multipliers(problem, "equality_multipliers", found.equality_multipliers, h)
+        inequality = self._multipliers(problem, "inequality_multipliers", found.inequality_multipliers, g)
+        return Iterate(flat, equality, inequality, status, iterations), layout
 
-    def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
+    def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:  # noqa: ARG002
         return self._run(problem)[1:]
 
     @staticmethod
