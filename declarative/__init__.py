@@ -8,6 +8,7 @@ from declarative.differentiation import Implicit
 from declarative.errors import CapturedTensorError, IrregularPointError, SolverError, SolverWarning
 from declarative.node import DeclarativeNode
 from declarative.solution import Solution, Status
+from declarative.verify import Report, verify
 
 __version__ = "0.1.0"
 
@@ -16,9 +17,11 @@ __all__ = [
     "DeclarativeNode",
     "Implicit",
     "IrregularPointError",
+    "Report",
     "Solution",
     "SolverError",
     "SolverWarning",
     "Status",
     "solvers",
+    "verify",
 ]
