@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from declarative.differentiation.implicit import Implicit
 from declarative.problem import Layout, Problem, lift
-from declarative.solution import Point, Solution, Solved
+from declarative.solution import DerivativeReport, Point, Solution, Solved
 from declarative.solvers.base import Solver
 from declarative.solvers.finish import solve_to_point
 from declarative.solvers.interior_point import InteriorPoint
@@ -21,6 +21,12 @@ from declarative.solvers.user import UserSolve
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _uncompiled(method: Method) -> Method:
+    """torch.compile cannot trace a solve: it compiles the model around it."""
+    return torch.compiler.disable(method)  # pyright: ignore[reportReturnType]
 
 
 class DeclarativeNode(nn.Module):
@@ -66,36 +72,44 @@ class DeclarativeNode(nn.Module):
             raise ValueError(f"polish must be a number of steps, 0 or more, got {polish!r}")
         self.solver, self.differentiation, self.polish = solver, differentiation or Implicit(), polish
 
-    # The statement: one instance.
+    # The statement: one instance. Typed as attributes, as torch.nn.Module.forward is, so that a node may name its inputs as it
+    # likes without a type checker calling the override incompatible.
 
-    def objective(self, *inputs_and_y: Any) -> Tensor:
+    def _missing_objective(self, *inputs_and_y: Any) -> Tensor:
         """f(x, y), a scalar (). To be written for ONE instance; the decision variable comes last."""
         raise TypeError(f"{type(self).__name__} must define objective(self, x, y), a scalar for one instance")
 
-    def equality_constraints(self, *inputs_and_y: Any) -> Tensor | None:
+    def _no_equalities(self, *inputs_and_y: Any) -> Tensor | None:
         """h(x, y), (p,): the constraints h = 0. None: there are none."""
         return None
 
-    def inequality_constraints(self, *inputs_and_y: Any) -> Tensor | None:
+    def _no_inequalities(self, *inputs_and_y: Any) -> Tensor | None:
         """g(x, y), (q,): the constraints g ≤ 0. None: there are none."""
         return None
 
+    objective: Callable[..., Tensor] = _missing_objective
+    equality_constraints: Callable[..., Tensor | None] = _no_equalities
+    inequality_constraints: Callable[..., Tensor | None] = _no_inequalities
+
     # The algorithm: batch first.
 
-    def initial_guess(self, *inputs: Any) -> Output:
+    def _missing_guess(self, *inputs: Any) -> Output:
         """Where the solver starts: (b, *y_shape) or a tuple of such. Inputs come batch first."""
         raise TypeError(
             f"{type(self).__name__} has no initial_guess: define initial_guess(self, x) -> (b, *y_shape), from which the default solver starts "
             "(it also tells the shape of y), or solve(self, x) -> y"
         )
 
-    def solve(self, *inputs: Any) -> Output | Solution:
+    def _missing_solve(self, *inputs: Any) -> Output | Solution:
         """The node's own algorithm: y (b, *y_shape), or a `Solution` if it knows the multipliers too. Runs under no_grad."""
         raise TypeError(f"{type(self).__name__} defines no solve")
 
+    initial_guess: Callable[..., Output] = _missing_guess
+    solve: Callable[..., Output | Solution] = _missing_solve
+
     # Using it.
 
-    @torch.compiler.disable
+    @_uncompiled
     def forward(self, *inputs: Tensor, in_dims: InDims = 0) -> Output:  # pyright: ignore[reportIncompatibleMethodOverride]
         """y, (b, *y_shape).
 
@@ -110,7 +124,7 @@ class DeclarativeNode(nn.Module):
         """
         return self._run(inputs, in_dims, None).y
 
-    @torch.compiler.disable
+    @_uncompiled
     def solution(self, *inputs: Tensor, in_dims: InDims = 0, init: Solution | Tensor | tuple[Tensor, ...] | None = None) -> Solution:
         """The solution y and all that is known about it: multipliers (differentiable), active set, status, iterations, residuals.
 
@@ -122,36 +136,29 @@ class DeclarativeNode(nn.Module):
 
     def _run(self, inputs: tuple[Tensor, ...], in_dims: InDims, init: Any) -> Solution:
         problem, single, dtype = prepare(self, inputs, in_dims)
-        start, layout = _read_init(problem, init, single)
+        start, layout = read_init(problem, init, single)
         if layout is not None:
             problem = problem.with_layout(layout)
-        solve = partial(_solve, solver=self.solver, polish_steps=self.polish, check_captured=torch.is_grad_enabled(), owner=self)
+        solve = partial(_solve, node=self, check_captured=torch.is_grad_enabled())
         with torch.autocast(problem.like.device.type, enabled=False):
-            point, layout = self.differentiation.apply(problem, solve, start)
-        return _present(point, layout, single, dtype)
-
-    def default_solver(self, problem: Problem) -> Solver:
-        """What `solver=None` means for this node."""
-        if type(self).solve is not DeclarativeNode.solve:
-            return UserSolve()
-        if problem.batch == 0:
-            return Newton()
-        y, layout = Newton().start(problem, ())
-        return InteriorPoint() if problem.with_layout(layout).evaluate(y)[2].shape[1] else Newton()
+            point, layout, report = self.differentiation.apply(problem, solve, start)
+        return _present(point, layout, report, single, dtype)
 
 
-def _solve(
-    problem: Problem,
-    init: tuple[Tensor, ...],
-    wanted: Sequence[int],
-    *,
-    solver: Solver | None,
-    polish_steps: int,
-    check_captured: bool,
-    owner: DeclarativeNode,
-) -> Solved:
-    chosen = solver or owner.default_solver(problem)
-    return solve_to_point(problem, init, wanted, chosen, polish_steps, check_captured)
+def choose_solver(node: DeclarativeNode, problem: Problem) -> Solver:
+    """The node's solver, or what `solver=None` means for it."""
+    if node.solver is not None:
+        return node.solver
+    if type(node).solve is not DeclarativeNode.solve:
+        return UserSolve()
+    if problem.batch == 0:
+        return Newton()
+    y, layout = Newton().start(problem, ())
+    return InteriorPoint() if problem.with_layout(layout).evaluate(y)[2].shape[1] else Newton()
+
+
+def _solve(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], *, node: DeclarativeNode, check_captured: bool) -> Solved:
+    return solve_to_point(problem, init, wanted, choose_solver(node, problem), node.polish, check_captured)
 
 
 def input_names(node: DeclarativeNode) -> list[str] | None:
@@ -235,7 +242,7 @@ def _to_front(label: str, x: Tensor, dim: object) -> Tensor:
     return x.movedim(dim, 0) if dim not in (0, -x.ndim) else x
 
 
-def _read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, ...], Layout | None]:
+def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, ...], Layout | None]:
     """A warm start as flat (y, ν, μ) and the layout that it shows."""
     if init is None:
         return (), None
@@ -261,12 +268,10 @@ def _read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor,
     return (flat, *multipliers), layout
 
 
-def _present(point: Point, layout: Layout, single: bool, dtype: torch.dtype | None) -> Solution:
+def _present(point: Point, layout: Layout, report: DerivativeReport, single: bool, dtype: torch.dtype | None) -> Solution:
     def shown(tensor: Tensor) -> Tensor:
         tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         return tensor[0] if single else tensor
 
-    return Solution(
-        layout.unpack(shown(point.y)),
-        *(shown(getattr(point, name)) for name in ("equality", "inequality", "active", "weakly_active", "status", "iterations", "stationarity", "violation")),
-    )
+    names = ("equality", "inequality", "active", "weakly_active", "status", "iterations", "stationarity", "violation")
+    return Solution(layout.unpack(shown(point.y)), *(shown(getattr(point, name)) for name in names), report=report)

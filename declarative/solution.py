@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -37,6 +37,26 @@ _MEANINGS = {
 }
 
 
+@dataclass
+class DerivativeReport:
+    """What happened when the solution was last differentiated; filled in by the backward pass (or the forward mode).
+
+    Args:
+        policy: what was chosen for irregular samples.
+        irregular: for each sample whose KKT matrix was singular, why. The policy was applied to these.
+        residual: (b,) relative residual of the linear solve, always of the system WITHOUT damping.
+        refined: how many steps of iterative refinement that took.
+        damping, smoothing: what the caller asked for; 0 by default.
+    """
+
+    policy: str = "raise"
+    irregular: dict[int, str] = field(default_factory=dict)
+    residual: Tensor | None = None
+    refined: int = 0
+    damping: float = 0.0
+    smoothing: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A batch of solutions. For a single instance (``in_dims=None``) the leading dimension b is absent everywhere.
@@ -55,6 +75,7 @@ class Solution:
         iterations: (b,) integers: solver steps that each sample took.
         stationarity: (b,) ‖∇_y L‖∞ relative to the scale of the gradient's terms.
         violation: (b,) largest violation of a constraint, in units of y relative to 1 + ‖y‖∞.
+        report: what the backward pass did, once it has run.
     """
 
     y: Output
@@ -66,6 +87,7 @@ class Solution:
     iterations: Tensor | None = None
     stationarity: Tensor | None = None
     violation: Tensor | None = None
+    report: DerivativeReport | None = None
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class _Checks:
         v = self._random(y)
         gradients = self._vjp(self.leaves, v)
         tangents = tuple(self._random(leaf) for leaf in self.leaves)
-        _, dy = torch.func.jvp(lambda *leaves: self._flat(leaves), self.leaves, tangents)
+        dy: Tensor = torch.func.jvp(lambda *leaves: self._flat(leaves), self.leaves, tangents)[1]
         forward = float((v.double() * dy.double()).sum())
         backward = sum(float((g.double() * t.double()).sum()) for g, t in zip(gradients, tangents, strict=True))
         scale = float(torch.linalg.vector_norm(v.double()) * torch.linalg.vector_norm(dy.double())) + 1e-30

@@ -20,27 +20,35 @@ from torch import Tensor
 
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
+from declarative.errors import IrregularPointError, name_samples
 from declarative.forward_mode import at_outer_levels, transforms_active
 from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
 from declarative.problem import Layout, Problem
-from declarative.solution import Point, Solved
+from declarative.solution import DerivativeReport, Point, Solved
 
 # (problem, warm start, positions of the tensors whose gradients will be asked for)
 Solve = Callable[[Problem, tuple[Tensor, ...], Sequence[int]], Solved]
-WEAKLY_ACTIVE_CHOICES = ("inactive", "active")
+WEAKLY_ACTIVE_CHOICES = ("inactive", "active", "raise", "nan", "zero")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Implicit:
     """Differentiate the optimality conditions (the default).
+
+    What was applied can be read in `Solution.report` after the backward pass.
 
     Args:
         irregular: what to return at samples whose KKT matrix is singular, so that no unique derivative exists: "raise"
             an `IrregularPointError` naming samples and cause, "nan", "zero", or "min_norm" (the pseudo-inverse; right
-            for redundant constraints).
-        weakly_active: which side's derivative to take where a constraint holds with equality but does not push (its
-            multiplier is zero, and y has a kink): "inactive" (the side on which it is slack) or "active".
-            `Solution.weakly_active` reports where this mattered.
+            for redundant constraints, where the derivative of y is unique though that of the multipliers is not).
+        weakly_active: what to return where a constraint holds with equality but does not push (its multiplier is zero,
+            and y has a kink): the one-sided derivative of the side where it is slack, "inactive", or where it holds,
+            "active"; or "raise", "nan", "zero". `Solution.weakly_active` reports where this mattered.
+        smoothing: τ > 0 differentiates the relaxed conditions −μ_i g_i = τ of an interior point method instead of
+            μ_i g_i = 0: informative gradients at vertices and kinks, at the price of a bias that vanishes with τ. In units
+            of the objective, for every sample. 0: exact.
+        damping: δ > 0 solves with H + δI and −δI below it. Biased; the residual in the report is that of the undamped
+            system. 0: none.
 
     Example:
         >>> node = Projection(differentiation=Implicit(irregular="min_norm"))  # doctest: +SKIP
@@ -48,28 +56,34 @@ class Implicit:
 
     irregular: str = "raise"
     weakly_active: str = "inactive"
+    smoothing: float = 0.0
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (("irregular", IRREGULAR_CHOICES), ("weakly_active", WEAKLY_ACTIVE_CHOICES)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+                raise ValueError(f"Implicit({name}=...) must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("smoothing", "damping"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) >= 0:
+                raise ValueError(f"Implicit({name}=...) must be a number, 0 or more, got {getattr(self, name)!r}")
 
-    def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout]:
+    def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
         """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
-        record = _Record()
+        record = _Record(DerivativeReport(self.irregular, damping=self.damping, smoothing=self.smoothing))
         call = _Call(self, problem.with_tensors(()), solve, len(init), record)
         outputs = _Solve.apply(call, *problem.tensors, *init)
-        return Point(*outputs), record.layout
+        return Point(*outputs), record.layout, record.report
 
 
 @dataclass
 class _Record:
     """What a forward pass leaves for its backward pass, besides tensors."""
 
+    report: DerivativeReport
     layout: Any = None
     any_failed: bool = False
+    weakly_active: list[int] = field(default_factory=list)
     linearisation: Any = None
-    applied: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,8 @@ class _Solve(torch.autograd.Function):
         solved = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init), wanted)
         call.record.layout, call.record.linearisation = solved.layout, solved.linearisation
         call.record.any_failed = not bool(torch.isfinite(solved.point.y).all())
+        if solved.point.weakly_active.shape[1]:
+            call.record.weakly_active = solved.point.weakly_active.any(1).nonzero().squeeze(1).tolist()
         return tuple(vars(solved.point).values())
 
     @staticmethod
@@ -166,42 +182,68 @@ class _System:
         *tensors, self._y, self._equality, self._inequality, active, weakly_active = saved
         self._call, self.count = call, len(tensors)
         self._problem = call.problem.with_tensors(tensors).with_layout(call.record.layout)
-        if active.shape[1] and call.options.weakly_active == "active":
-            active = active | weakly_active
-        self._rows = (
-            torch.cat([torch.ones_like(self._equality, dtype=torch.bool), active], 1)
-            if active.shape[1] and self._equality.shape[1]
-            else (active if active.shape[1] else torch.ones_like(self._equality, dtype=torch.bool))
-        )
         self._failed = ~torch.isfinite(self._y).all(1) if call.record.any_failed else None
+        self._excluded = [] if self._failed is None else [self._failed]
+        self._undefined = list(self._excluded)
+        self._active = active
+        if call.record.weakly_active:
+            self._treat_weakly_active(weakly_active, call.options.weakly_active)
         if self._failed is not None:
             self._substitute(self._failed)
+
+    def _treat_weakly_active(self, weakly_active: Tensor, choice: str) -> None:
+        if choice == "raise":
+            raise IrregularPointError(
+                f"{self._problem.name}: constraints are weakly active at {name_samples(self._call.record.weakly_active, self._problem.batch)}; the "
+                'derivative is one-sided there. Choose a side with Implicit(weakly_active="inactive") or "active", or pass "nan" or "zero"'
+            )
+        if choice == "active":
+            self._active = self._active | weakly_active
+        if choice in ("nan", "zero"):
+            self._excluded.append(weakly_active.any(1))
+        if choice == "nan":
+            self._undefined.append(weakly_active.any(1))
 
     def _substitute(self, failed: Tensor) -> None:
         """Evaluate failed samples at a converged neighbour's data, so that their NaN cannot reach what the batch shares.
 
-        Their own results are set by `_mask` afterwards. Gathered by index, not selected: shapes stay fixed under vmap.
+        Their own results are set in `_solve` afterwards. Gathered by index, not selected: shapes stay fixed under vmap.
         """
         positions = torch.arange(failed.shape[0], device=failed.device)
         index = torch.where(failed, (~failed).to(torch.int8).argmax(), positions)
         dims = self._problem.in_dims
         self._problem = self._problem.with_tensors([t[index] if d == 0 else t for t, d in zip(self._problem.tensors, dims, strict=True)])
-        self._y, self._equality, self._inequality, self._rows = (t[index] for t in (self._y, self._equality, self._inequality, self._rows))
+        self._y, self._equality, self._inequality, self._active = (t[index] for t in (self._y, self._equality, self._inequality, self._active))
 
-    def _mask(self, sought: Tensor, given: Tensor, failed: Tensor) -> Tensor:
-        """A failed sample has no derivative: NaN, or zero where nothing asks for it (0 · undefined counts as 0)."""
-        unused = (given == 0).all(1)
-        marked = torch.where(unused, 0.0, torch.nan).to(sought.dtype).unsqueeze(1)
-        return torch.where(failed.unsqueeze(1), marked, sought)
+    def _weights(self, at: Linearisation) -> Tensor:
+        """ρ of each row: 1 where it counts as an equation, 0 where not, between with smoothing."""
+        ones = torch.ones_like(self._equality)
+        if not self._active.shape[1]:
+            return ones
+        weights = self._active.to(ones.dtype)
+        tau = self._call.options.smoothing
+        if tau > 0:
+            # The pair (s̃, μ̃) with s̃ μ̃ = τ and the same μ − s; ρ² = μ̃ / (s̃ + μ̃).
+            difference = self._inequality + at.constraints[:, ones.shape[1] :]
+            root = (difference * difference + 4 * tau).sqrt()
+            weights = (0.5 + 0.5 * difference / root).clamp_min(0).sqrt()
+        return torch.cat([ones, weights], 1)
 
-    def _solve(self, hessian: Tensor, jacobian: Tensor, side_y: Tensor, side_rows: Tensor) -> tuple[Tensor, Tensor]:
-        policy = IrregularPolicy(self._call.options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, self._call.record.applied)
-        if self._failed is None:
-            return solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows)
-        given = torch.cat([side_y, side_rows], 1)
-        side_y, side_rows = (torch.where(self._failed.unsqueeze(1), 0.0, s) for s in (side_y, side_rows))
-        u, w = solve_bordered(policy, hessian, jacobian, self._rows, side_y, side_rows)
-        return self._mask(u, given, self._failed), self._mask(w, given, self._failed)
+    def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor) -> tuple[Tensor, Tensor]:
+        options = self._call.options
+        policy = IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, self._call.record.report)
+        if not self._excluded:
+            return solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), side_y, side_rows)
+        # Samples without a derivative: their right-hand side is zero, and NaN is put in place of their result unless
+        # "zero" was chosen or nothing asks for it (0 · undefined counts as 0).
+        column = torch.stack(self._excluded).any(0).unsqueeze(1)
+        used = (torch.cat([side_y, side_rows], 1) != 0).any(1, keepdim=True)
+        side_y, side_rows = torch.where(column, 0.0, side_y), torch.where(column, 0.0, side_rows)
+        u, w = solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), side_y, side_rows)
+        for undefined in self._undefined:
+            marked = undefined.unsqueeze(1) & used
+            u, w = torch.where(marked, torch.nan, u), torch.where(marked, torch.nan, w)
+        return u, w
 
     def _linearisation_kept(self) -> Linearisation | None:
         """The graph that the forward pass measured its residuals on: good for one backward pass that is not recorded."""
@@ -218,7 +260,7 @@ class _System:
         if self._problem.batch == 0 or not wanted:
             return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
         at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, wanted)
-        u, w = self._solve(at.hessian(), at.jacobian(), v, torch.cat([v_equality, v_inequality], 1))
+        u, w = self._solve(at, v, torch.cat([v_equality, v_inequality], 1))
         return [-g for g in at.pull_back(u, w, wanted)]
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,5 +270,5 @@ class _System:
             return torch.zeros_like(self._y), torch.zeros_like(self._equality), torch.zeros_like(self._inequality)
         at = linearise(self._problem, self._y, self._equality, self._inequality, list(tangents))
         side_y, side_rows = at.push_forward(tangents)
-        dy, rows = self._solve(at.hessian(), at.jacobian(), -side_y, -side_rows)
+        dy, rows = self._solve(at, -side_y, -side_rows)
         return dy, rows[:, :p], rows[:, p:]

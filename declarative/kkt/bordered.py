@@ -13,14 +13,15 @@ from torch import Tensor
 
 from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.symmetric import symmetric_solve
-from declarative.typing import Hessians, Jacobians, RowMask, Rows, Variables
+from declarative.solution import DerivativeReport
+from declarative.typing import Hessians, Jacobians, Rows, Variables
 
 IRREGULAR_CHOICES = ("raise", "nan", "zero", "min_norm")
 
 
 @dataclass
 class IrregularPolicy:
-    """What becomes of samples whose KKT matrix is singular; remembers the samples and why.
+    """What becomes of samples whose KKT matrix is singular; writes what it did into a report.
 
     Args:
         choice: "raise" an `IrregularPointError`; "nan" or "zero" as the sample's derivative; "min_norm", the
@@ -28,19 +29,37 @@ class IrregularPolicy:
         size: m, which splits K into H and A.
         batch: b, for messages.
         name: the node's name, for messages.
+        damping: δ: the solve is with H + δI and −δI in the corner.
     """
 
     choice: str
     size: int
     batch: int
     name: str
-    applied: dict[int, str] = field(default_factory=dict)
+    damping: float = 0.0
+    report: DerivativeReport = field(default_factory=DerivativeReport)
+
+    def damp(self, matrix: Tensor) -> Tensor:
+        """K + diag(δ, −δ), if damping was asked for."""
+        return matrix + torch.diag_embed(self._shift(matrix)) if self.damping else matrix
+
+    def _shift(self, matrix: Tensor) -> Tensor:
+        shift = torch.full((matrix.shape[-1],), -self.damping, dtype=matrix.dtype, device=matrix.device)
+        shift[: self.size] = self.damping
+        return shift
+
+    def record(self, matrix: Tensor, solution: Tensor, residual: Tensor, relative: Tensor, refined: int) -> None:
+        """Note the relative residual of the undamped system."""
+        if self.damping:
+            undamped = residual + self._shift(matrix).unsqueeze(-1) * solution
+            relative = undamped.abs().amax((-2, -1)) / (matrix @ solution + residual).abs().amax((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
+        self.report.residual, self.report.refined = relative, refined
 
     def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
         """Apply the choice to the singular samples."""
         causes = [diagnose(k, self.size) for k in matrix]
         places = [int(i) % max(1, self.batch) for i in samples]
-        self.applied.update(zip(places, causes, strict=True))
+        self.report.irregular.update(zip(places, causes, strict=True))
         if self.choice == "raise":
             named = "; ".join(
                 f"{name_samples([i for i, c in zip(places, causes, strict=True) if c == cause], self.batch)}: {cause}" for cause in sorted(set(causes))
@@ -86,19 +105,21 @@ def diagnose(matrix: Tensor, size: int) -> str:
     return "the minimiser is not isolated (the Hessian of the Lagrangian is singular on the null space of the constraints)"
 
 
-def assemble(hessian: Hessians, jacobian: Jacobians, active: RowMask) -> Tensor:
-    """K (b, m + k, m + k) with inactive rows and columns replaced by those of the identity."""
-    masked = jacobian * active.unsqueeze(-1)
-    corner = torch.diag_embed((~active).to(hessian.dtype))
-    return torch.cat([torch.cat([hessian, masked.transpose(-1, -2)], -1), torch.cat([masked, corner], -1)], -2)
+def assemble(hessian: Hessians, jacobian: Jacobians, weights: Rows) -> Tensor:
+    """K (b, m + k, m + k) with row i of A scaled by its weight ρ_i and −(1 − ρ_i²) in the corner.
+
+    ρ = 1: the constraint holds with equality. ρ = 0: it is out, its row and column those of −I. In between: smoothed
+    complementarity, where eliminating w gives A_i u − (1/ρ² − 1) w_i = r_i (an interior point's s/μ).
+    """
+    scaled = jacobian * weights.unsqueeze(-1)
+    corner = torch.diag_embed(weights * weights - 1)
+    return torch.cat([torch.cat([hessian, scaled.transpose(-1, -2)], -1), torch.cat([scaled, corner], -1)], -2)
 
 
-def solve_bordered(
-    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, active: RowMask, rhs_y: Variables, rhs_rows: Rows
-) -> tuple[Variables, Rows]:
-    """(u, w) of the masked bordered system. Right-hand sides at inactive rows are ignored: w is zero there."""
+def solve_bordered(policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows, rhs_y: Variables, rhs_rows: Rows) -> tuple[Variables, Rows]:
+    """(u, w) of the weighted bordered system; w is zero where the weight is, whatever the right-hand side."""
     if jacobian.shape[1] == 0:
-        return symmetric_solve(policy, hessian, rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
-    rhs = torch.cat([rhs_y, rhs_rows * active], 1).unsqueeze(-1)
-    solution = symmetric_solve(policy, assemble(hessian, jacobian, active), rhs).squeeze(-1)
-    return solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
+        return symmetric_solve(policy, policy.damp(hessian), rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
+    rhs = torch.cat([rhs_y, rhs_rows * weights], 1).unsqueeze(-1)
+    solution = symmetric_solve(policy, policy.damp(assemble(hessian, jacobian, weights)), rhs).squeeze(-1)
+    return solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :] * weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,13 +29,19 @@ _STEPS_AFTER_BARRIER = 4
 
 
 def solve_to_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], solver: Solver, polish_steps: int, check_captured: bool) -> Solved:
-    """Solve the batch with `solver`, and finish.
+    """Solve the batch with `solver`, and do what its `on_failure` says about samples that failed.
 
     Args:
         wanted: positions of the problem's tensors whose gradients a backward pass will ask for.
     """
     if problem.batch == 0:
         return _empty(problem, init, solver)
+    solved = find_point(problem, init, wanted, solver, polish_steps, check_captured)
+    return replace(solved, point=_apply_policy(problem, solved.point, solver))
+
+
+def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], solver: Solver, polish_steps: int, check_captured: bool) -> Solved:
+    """The same without the policy: failed samples are in `status` and keep their last iterate."""
     found, layout = solver.solve(problem, init)
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
@@ -53,7 +60,7 @@ def solve_to_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[
     inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)
     point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
-    return Solved(_apply_policy(problem, point, solver), layout, optimality.at if wanted else None)
+    return Solved(point, layout, optimality.at if wanted else None)
 
 
 def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:

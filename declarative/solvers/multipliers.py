@@ -20,6 +20,8 @@ def recover(optimality: Optimality, nearness: float, equality: Tensor | None, in
     p, jacobian, gradient = optimality.p, optimality.jacobian, optimality.gradient
     if equality is not None and inequality is not None:
         return equality, inequality
+    if not jacobian.shape[1]:
+        return optimality.values, optimality.values  # (b, 0)
     scales = optimality.scales(torch.zeros_like(optimality.values))
     near = optimality.relative_slack(scales) <= nearness
     sought = torch.cat([torch.ones_like(optimality.values[:, :p], dtype=torch.bool), near], 1)

@@ -49,9 +49,14 @@ class Optimality:
         pulls = (self._rows * multipliers.abs()).amax(1) if multipliers.shape[1] else torch.zeros_like(self._steepest)
         return Scales(self._scale_y, torch.maximum(self._steepest, pulls).clamp_min(torch.finfo(self.y.dtype).tiny), self._rows)
 
+    def relative_values(self, scales: Scales) -> Rows:
+        """a as signed distances in y relative to the size of y: how far each constraint is from holding with equality."""
+        tiny = torch.finfo(self.y.dtype).tiny
+        return torch.where(self.values == 0, 0.0, self.values / scales.rows.clamp_min(tiny) / scales.y.unsqueeze(1))
+
     def relative_slack(self, scales: Scales) -> InequalityMultipliers:
         """Distance to each inequality's boundary in units of y, relative to the size of y; negative outside."""
-        return self.slack / scales.rows[:, self.p :].clamp_min(torch.finfo(self.y.dtype).tiny) / scales.y.unsqueeze(1)
+        return -self.relative_values(scales)[:, self.p :]
 
     def relative_push(self, scales: Scales, inequality: InequalityMultipliers) -> InequalityMultipliers:
         """μ_i‖∇g_i‖ relative to the terms of ∇_y L."""
@@ -76,10 +81,10 @@ class Optimality:
         scales = self.scales(multipliers)
         total = self.gradient + (self.jacobian.mT @ multipliers.unsqueeze(-1)).squeeze(-1)
         stationarity = total.abs().amax(1) / scales.gradient
-        amounts = torch.cat([self.values[:, : self.p].abs(), (-self.slack).clamp_min(0)], 1)
-        if not amounts.shape[1]:
+        if not multipliers.shape[1]:
             return stationarity, torch.zeros_like(stationarity)
-        relative = torch.where(amounts == 0, 0.0, amounts / scales.rows.clamp_min(torch.finfo(self.y.dtype).tiny) / scales.y.unsqueeze(1))
+        relative = self.relative_values(scales)
+        relative = torch.cat([relative[:, : self.p].abs(), relative[:, self.p :].clamp_min(0)], 1)
         if inequality.shape[1]:
             stationarity = torch.maximum(stationarity, self.relative_push(scales, -inequality).amax(1).clamp_min(0))
         return stationarity, relative.amax(1)

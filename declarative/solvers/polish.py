@@ -47,7 +47,7 @@ class _Candidate:
         """One Newton step on."""
         p = self.equality.shape[1]
         at = linearise(self.problem, self.y, self.equality, self.inequality)
-        rows = torch.cat([torch.ones_like(self.equality, dtype=torch.bool), self.active], 1)
+        rows = torch.cat([torch.ones_like(self.equality), self.active.to(self.y.dtype)], 1)
         policy = IrregularPolicy("min_norm", self.y.shape[1], self.y.shape[0], self.problem.name)
         dy, change = solve_bordered(policy, at.hessian(), self.optimality.jacobian, rows, -at.gradient, -at.constraints * rows)
         return _Candidate(self.problem, self.y + dy, self.equality + change[:, :p], self.inequality + change[:, p:])

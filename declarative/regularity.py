@@ -1,0 +1,219 @@
+"""The conditions under which a solution has a derivative, measured one sample at a time, with causes in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from declarative.engines.autodiff import linearise
+from declarative.solvers.optimality import Optimality
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as zero, relative to the scale of the terms.
+
+    Args:
+        exact: for residuals, slacks and pushes: √eps.
+        rank: for singular values and curvatures: a solution is accurate to about √eps at worst, and so are these.
+    """
+
+    exact: float
+    rank: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Tolerances:
+        """The tolerances for a dtype."""
+        root = torch.finfo(dtype).eps ** 0.5
+        return cls(root, root)
+
+
+@dataclass(frozen=True)
+class Regularity:
+    """One sample's entries of a `Certificate`."""
+
+    stationarity: Tensor
+    equality_violation: Tensor
+    inequality_violation: Tensor
+    complementarity: Tensor
+    active: Tensor
+    weakly_active: Tensor
+    licq_margin: Tensor
+    second_order_margin: Tensor
+    kkt_condition: Tensor
+    regular: Tensor
+    causes: tuple[str, ...]
+
+
+def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, tolerances: Tolerances) -> list[Regularity]:
+    """Assess each sample of the batch at (y, ν, μ)."""
+    p = equality.shape[1]
+    multipliers = torch.cat([equality, inequality], 1)
+    scales = optimality.scales(multipliers)
+    active, weakly = optimality.active_set(inequality)
+    stationarity, _ = optimality.residuals(equality, inequality)
+    slack, push = optimality.relative_slack(scales), optimality.relative_push(scales, inequality)
+    amounts = optimality.relative_values(scales)
+    hessian = linearise(optimality.problem, optimality.y, equality, torch.where(active, inequality, 0.0)).hessian()
+    results = []
+    for i in range(optimality.y.shape[0]):
+        sample = _Sample(
+            hessian[i],
+            optimality.jacobian[i],
+            optimality.gradient[i],
+            optimality.values[i],
+            p,
+            active[i],
+            weakly[i],
+            scales.gradient[i],
+            scales.y[i],
+            tolerances,
+        )
+        violation_h = _largest(amounts[i, :p].abs())
+        violation_g = _largest(amounts[i, p:].clamp_min(0))
+        complementarity = _largest(torch.minimum(slack[i].abs(), push[i].abs()))
+        causes = tuple(sample.causes(stationarity[i], violation_h, violation_g, amounts[i]))
+        results.append(
+            Regularity(
+                stationarity[i],
+                violation_h,
+                violation_g,
+                complementarity,
+                active[i],
+                weakly[i],
+                sample.licq_margin,
+                sample.second_order_margin,
+                sample.condition(),
+                torch.tensor(not causes, device=hessian.device),
+                causes,
+            )
+        )
+    return results
+
+
+class _Sample:
+    def __init__(
+        self,
+        hessian: Tensor,
+        jacobian: Tensor,
+        gradient: Tensor,
+        values: Tensor,
+        p: int,
+        active: Tensor,
+        weakly: Tensor,
+        scale_gradient: Tensor,
+        scale_y: Tensor,
+        tolerances: Tolerances,
+    ) -> None:
+        self.hessian, self.gradient, self.p = 0.5 * (hessian + hessian.mT), gradient, p
+        self.scale_gradient, self.scale_y, self.tolerances = scale_gradient, scale_y, tolerances
+        self.finite = bool(torch.isfinite(hessian).all() and torch.isfinite(jacobian).all() and torch.isfinite(values).all())
+        every = torch.ones(p, dtype=torch.bool, device=jacobian.device)
+        self.weak = weakly.nonzero().squeeze(1).tolist()
+        self.touching = torch.cat([every, active | weakly]).nonzero().squeeze(1).tolist()
+        self.rows = jacobian[self.touching]
+        self.pushing = jacobian[torch.cat([every, active])]
+        norms = torch.linalg.vector_norm(self.rows, dim=1)
+        # The gradient of a constraint vanishes if it could not move the constraint even along ‖y‖.
+        largest = norms.max() if len(norms) else jacobian.new_zeros(())
+        self.vanishing = [k for k, n in zip(self.touching, norms.tolist(), strict=True) if n <= tolerances.rank * max(float(largest), 1.0)]
+        self.unit = self.rows / torch.where(norms > 0, norms, 1.0).unsqueeze(1)
+        nan = jacobian.new_tensor(float("nan"))
+        self.licq_margin = self._smallest_singular(self.rows) if self.finite else nan
+        self.second_order_margin = self._curvature() if self.finite else nan
+
+    def _smallest_singular(self, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return rows.new_tensor(float("inf"))
+        if rows.shape[0] > rows.shape[1]:  # more constraints than dimensions cannot be independent
+            return rows.new_zeros(())
+        return torch.linalg.svdvals(rows)[-1]
+
+    def _curvature(self) -> Tensor:
+        """λ_min of H on the null space of the constraints that push."""
+        m = self.hessian.shape[0]
+        if not len(self.pushing):
+            return torch.linalg.eigvalsh(self.hessian)[0] if m else self.hessian.new_tensor(float("inf"))
+        _, values, right = torch.linalg.svd(self.pushing, full_matrices=True)
+        rank = int((values > self.tolerances.rank * values.max()).sum()) if float(values.max()) > 0 else 0
+        basis = right[rank:].mT
+        if basis.shape[1] == 0:
+            return self.hessian.new_tensor(float("inf"))
+        return torch.linalg.eigvalsh(basis.mT @ self.hessian @ basis)[0]
+
+    def condition(self) -> Tensor:
+        """Condition number of the bordered matrix of the constraints that push."""
+        if not self.finite:
+            return self.hessian.new_tensor(float("nan"))
+        k = len(self.pushing)
+        corner = self.hessian.new_zeros(k, k)
+        matrix = torch.cat([torch.cat([self.hessian, self.pushing.mT], 1), torch.cat([self.pushing, corner], 1)])
+        magnitudes = torch.linalg.eigvalsh(matrix).abs()
+        return magnitudes.max() / magnitudes.min() if magnitudes.numel() else self.hessian.new_ones(())
+
+    def _name(self, row: int) -> str:
+        return f"equality {row}" if row < self.p else f"inequality {row - self.p}"
+
+    def causes(self, stationarity: Tensor, violation_h: Tensor, violation_g: Tensor, amounts: Tensor) -> Iterator[str]:
+        """What is not in order, in words."""
+        if not self.finite:
+            yield "NaN or inf in the statement's values or derivatives there"
+            return
+        limit = self.tolerances.exact
+        for name, violation, part, offset in (("equality", violation_h, amounts[: self.p].abs(), 0), ("inequality", violation_g, amounts[self.p :], 0)):
+            if not float(violation) <= limit:
+                yield f"infeasible: {name} {int(part.argmax()) + offset} is violated"
+        if not float(stationarity) <= limit:
+            yield self._not_stationary()
+        yield from (f"the gradient of {self._name(row)} vanishes, so that it has no multiplier" for row in self.vanishing)
+        yield from (f"inequality {i} is weakly active; the derivative is one-sided there" for i in self.weak)
+        yield from self._dependences()
+        yield from self._flatness()
+
+    def _not_stationary(self) -> str:
+        """Not a KKT point; or one but for the sign of a multiplier, which is a different mistake."""
+        if len(self.rows):
+            signed = -torch.linalg.pinv(self.rows.mT, rtol=1e-10) @ self.gradient
+            rest = (self.gradient + self.rows.mT @ signed).abs().max() / self.scale_gradient
+            wrong = [row for row, value in zip(self.touching, signed.tolist(), strict=True) if row >= self.p and value < 0]
+            if float(rest) <= self.tolerances.exact and wrong:
+                return f"the multiplier of {self._name(wrong[0])} has the wrong sign: the objective decreases into the feasible set"
+        return "not stationary: the gradient of the Lagrangian does not vanish"
+
+    def _dependences(self) -> Iterator[str]:
+        rows = [k for k in range(len(self.touching)) if self.touching[k] not in self.vanishing]
+        unit = self.unit[rows]
+        if len(rows) < 2 or float(self._smallest_singular(unit)) > self.tolerances.rank:
+            return
+        names = [self.touching[k] for k in rows]
+        cosines = unit @ unit.mT
+        named = False
+        for i in range(len(rows)):
+            for j in range(i):
+                if abs(abs(float(cosines[i, j])) - 1) <= self.tolerances.rank:
+                    named = True
+                    first, second = self._name(names[j]), self._name(names[i])
+                    if float(cosines[i, j]) < 0 and names[j] >= self.p:
+                        yield f"{first} and {second} are opposite: together they encode an equality (state it as one)"
+                    else:
+                        yield f"{first} and {second} are redundant: their gradients are parallel"
+        if not named:
+            yield f"the {len(rows)} constraints that hold with equality are redundant: their gradients are linearly dependent"
+
+    def _flatness(self) -> Iterator[str]:
+        margin = float(self.second_order_margin)
+        # The size of curvature that rounding and the accuracy of the point can fake.
+        scale = max(float(self.hessian.abs().max()) if self.hessian.numel() else 0.0, float(self.scale_gradient / self.scale_y))
+        if margin < -self.tolerances.rank * scale:
+            largest = float(torch.linalg.eigvalsh(self.hessian)[-1])
+            kind = "a maximiser" if largest < 0 and not len(self.pushing) else "a saddle point"
+            yield f"{kind}, not a minimiser: negative curvature along a feasible direction"
+        elif margin <= self.tolerances.rank * scale:
+            yield "not an isolated minimiser: no curvature along some feasible direction"
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max() if values.numel() else values.new_zeros(())

@@ -1,0 +1,51 @@
+"""Worked problems: the plain statement, an instance sampler, and the closed-form solution where there is one.
+
+One file each, public API only. Tests, benchmarks and tutorials draw from `catalogue()`.
+"""
+
+from problems import (
+    affine_fit,
+    ball,
+    bilevel,
+    cubic_root,
+    geometric_median,
+    hyperplane,
+    idle_input,
+    learned_energy,
+    quadratic_program,
+    redundant,
+    ridge,
+    row_sums,
+    simplex,
+    singular_hessian,
+    softmax,
+    sphere,
+)
+from problems.base import Problem
+
+__all__ = ["Problem", "catalogue"]
+
+_MODULES = (
+    simplex,
+    hyperplane,
+    ball,
+    sphere,
+    quadratic_program,
+    learned_energy,
+    cubic_root,
+    singular_hessian,
+    row_sums,
+    affine_fit,
+    bilevel,
+    idle_input,
+    softmax,
+    geometric_median,
+    ridge,
+    redundant,
+)
+
+
+def catalogue() -> dict[str, Problem]:
+    """Every worked problem, by name."""
+    problems = [module.PROBLEM for module in _MODULES]
+    return {problem.name: problem for problem in problems}
