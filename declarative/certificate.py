@@ -36,6 +36,7 @@ class Certificate:
         licq_margin: (b,) σ_min of the Jacobian of the constraints that hold with equality; inf where there are none.
         second_order_margin: (b,) λ_min of H on null(A); inf where that space is {0}, as at a vertex.
         kkt_condition: (b,) condition number of K.
+        minimiser: (b,) bool: feasible, stationary, and no negative curvature along a feasible direction.
         regular: (b,) bool: all of the above are in order, so that the derivative exists and is unique.
         causes: for each sample, in words, what is not in order.
     """
@@ -49,6 +50,7 @@ class Certificate:
     licq_margin: Tensor
     second_order_margin: Tensor
     kkt_condition: Tensor
+    minimiser: Tensor
     regular: Tensor
     causes: tuple[tuple[str, ...], ...]
     title: str = "certificate"

@@ -16,21 +16,25 @@ from declarative.problem import Layout, Problem
 from declarative.solution import Solution
 
 
-def dense_vjp(node: Any, problem: Problem, single: bool, solution: Solution, v: Tensor) -> list[Tensor]:
-    """x̄ for every tensor of the problem, in float64, batch first; tensors that the batch shares get the sum."""
+def dense_vjp(node: Any, problem: Problem, single: bool, solution: Solution, active: Tensor, v: Tensor) -> list[Tensor]:
+    """x̄ for every tensor of the problem, in float64, batch first; tensors that the batch shares get the sum.
+
+    Args:
+        active: (b, q) the inequalities that count as equations.
+    """
     parts = solution.y if isinstance(solution.y, tuple) else (solution.y,)
     parts = tuple(part.unsqueeze(0) if single else part for part in parts)
     layout = Layout(tuple(tuple(part.shape[1:]) for part in parts), isinstance(solution.y, tuple))
     tensors = [t.detach().double() if t.is_floating_point() else t for t in problem.tensors]
     problem = Problem(node, tuple(tensors), problem.in_dims, problem.batch, problem.inputs, problem.lifted, layout)
     y = layout.pack(parts).detach().double()
-    fields = (solution.equality_multipliers, solution.inequality_multipliers, solution.active)
-    nu, mu, active = (torch.as_tensor(f).detach().reshape(problem.batch, -1) for f in fields)
+    fields = (solution.equality_multipliers, solution.inequality_multipliers)
+    nu, mu = (torch.as_tensor(f).detach().reshape(problem.batch, -1) for f in fields)
     floating = [k for k, t in enumerate(tensors) if t.is_floating_point()]
     results = [torch.zeros_like(t) for t in tensors]
     for i in range(problem.batch):
         values = [t[i] if dim == 0 else t for t, dim in zip(tensors, problem.in_dims, strict=True)]
-        gradients = _instance(problem, values, y[i], nu[i].double(), mu[i].double(), active[i].bool(), v[i].detach().double(), floating)
+        gradients = _instance(problem, values, y[i], nu[i].double(), mu[i].double(), active[i], v[i].detach().double(), floating)
         for k, gradient in zip(floating, gradients, strict=True):
             if problem.in_dims[k] == 0:
                 results[k][i] = gradient

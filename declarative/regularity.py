@@ -44,6 +44,7 @@ class Regularity:
     licq_margin: Tensor
     second_order_margin: Tensor
     kkt_condition: Tensor
+    minimiser: Tensor
     regular: Tensor
     causes: tuple[str, ...]
 
@@ -58,6 +59,7 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
     slack, push = optimality.relative_slack(scales), optimality.relative_push(scales, inequality)
     amounts = optimality.relative_values(scales)
     hessian = linearise(optimality.problem, optimality.y, equality, torch.where(active, inequality, 0.0)).hessian()
+    turns = _turns(optimality, scales.y)
     results = []
     for i in range(optimality.y.shape[0]):
         sample = _Sample(
@@ -70,6 +72,7 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
             weakly[i],
             scales.gradient[i],
             scales.y[i],
+            turns[i],
             tolerances,
         )
         violation_h = _largest(amounts[i, :p].abs())
@@ -87,11 +90,21 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
                 sample.licq_margin,
                 sample.second_order_margin,
                 sample.condition(),
+                torch.tensor(sample.minimises(stationarity[i], violation_h, violation_g), device=hessian.device),
                 torch.tensor(not causes, device=hessian.device),
                 causes,
             )
         )
     return results
+
+
+def _turns(optimality: Optimality, size: Tensor) -> Tensor:
+    """(b, k): how far each constraint's gradient turns when y moves by its own size, from a thousandth of that move."""
+    signs = torch.ones_like(optimality.y)
+    signs[:, 1::2] = -1
+    moved = linearise(optimality.problem, optimality.y + 1e-3 * size.unsqueeze(1) * signs).jacobian()
+    turns = 1e3 * torch.linalg.vector_norm(moved - optimality.jacobian, dim=2)
+    return torch.where(torch.isfinite(turns), turns, 0.0)  # the move may leave the domain
 
 
 class _Sample:
@@ -106,6 +119,7 @@ class _Sample:
         weakly: Tensor,
         scale_gradient: Tensor,
         scale_y: Tensor,
+        turns: Tensor,
         tolerances: Tolerances,
     ) -> None:
         self.hessian, self.gradient, self.p = 0.5 * (hessian + hessian.mT), gradient, p
@@ -117,13 +131,14 @@ class _Sample:
         self.rows = jacobian[self.touching]
         self.pushing = jacobian[torch.cat([every, active])]
         norms = torch.linalg.vector_norm(self.rows, dim=1)
-        # The gradient of a constraint vanishes if it could not move the constraint even along ‖y‖.
-        largest = norms.max() if len(norms) else jacobian.new_zeros(())
-        self.vanishing = [k for k, n in zip(self.touching, norms.tolist(), strict=True) if n <= tolerances.rank * max(float(largest), 1.0)]
+        # A gradient vanishes if it is small beside its own change when y moves by its size; a small factor before a constraint is not that.
+        compared = zip(self.touching, norms.tolist(), turns[self.touching].tolist(), strict=True)
+        self.vanishing = [k for k, norm, turn in compared if norm <= tolerances.rank * turn]
         self.unit = self.rows / torch.where(norms > 0, norms, 1.0).unsqueeze(1)
         nan = jacobian.new_tensor(float("nan"))
         self.licq_margin = self._smallest_singular(self.rows) if self.finite else nan
-        self.second_order_margin = self._curvature() if self.finite else nan
+        self.curvatures = self._curvatures() if self.finite else nan.reshape(1)
+        self.second_order_margin = self.curvatures[0] if len(self.curvatures) else jacobian.new_tensor(float("inf"))
 
     def _smallest_singular(self, rows: Tensor) -> Tensor:
         if not len(rows):
@@ -132,17 +147,14 @@ class _Sample:
             return rows.new_zeros(())
         return torch.linalg.svdvals(rows)[-1]
 
-    def _curvature(self) -> Tensor:
-        """λ_min of H on the null space of the constraints that push."""
-        m = self.hessian.shape[0]
+    def _curvatures(self) -> Tensor:
+        """Eigenvalues of H on the null space of the constraints that push, ascending."""
         if not len(self.pushing):
-            return torch.linalg.eigvalsh(self.hessian)[0] if m else self.hessian.new_tensor(float("inf"))
+            return torch.linalg.eigvalsh(self.hessian)
         _, values, right = torch.linalg.svd(self.pushing, full_matrices=True)
         rank = int((values > self.tolerances.rank * values.max()).sum()) if float(values.max()) > 0 else 0
         basis = right[rank:].mT
-        if basis.shape[1] == 0:
-            return self.hessian.new_tensor(float("inf"))
-        return torch.linalg.eigvalsh(basis.mT @ self.hessian @ basis)[0]
+        return torch.linalg.eigvalsh(basis.mT @ self.hessian @ basis)
 
     def condition(self) -> Tensor:
         """Condition number of the bordered matrix of the constraints that push."""
@@ -152,7 +164,9 @@ class _Sample:
         corner = self.hessian.new_zeros(k, k)
         matrix = torch.cat([torch.cat([self.hessian, self.pushing.mT], 1), torch.cat([self.pushing, corner], 1)])
         magnitudes = torch.linalg.eigvalsh(matrix).abs()
-        return magnitudes.max() / magnitudes.min() if magnitudes.numel() else self.hessian.new_ones(())
+        if not magnitudes.numel():
+            return self.hessian.new_ones(())
+        return magnitudes.max() / magnitudes.min() if float(magnitudes.min()) > 0 else self.hessian.new_tensor(float("inf"))
 
     def _name(self, row: int) -> str:
         return f"equality {row}" if row < self.p else f"inequality {row - self.p}"
@@ -168,8 +182,9 @@ class _Sample:
                 yield f"infeasible: {name} {int(part.argmax()) + offset} is violated"
         if not float(stationarity) <= limit:
             yield self._not_stationary()
+        else:
+            yield from (f"inequality {i} is weakly active; the derivative is one-sided there" for i in self.weak)
         yield from (f"the gradient of {self._name(row)} vanishes, so that it has no multiplier" for row in self.vanishing)
-        yield from (f"inequality {i} is weakly active; the derivative is one-sided there" for i in self.weak)
         yield from self._dependences()
         yield from self._flatness()
 
@@ -203,15 +218,21 @@ class _Sample:
         if not named:
             yield f"the {len(rows)} constraints that hold with equality are redundant: their gradients are linearly dependent"
 
-    def _flatness(self) -> Iterator[str]:
-        margin = float(self.second_order_margin)
-        # The size of curvature that rounding and the accuracy of the point can fake.
+    def minimises(self, *residuals: Tensor) -> bool:
+        """Whether the residuals vanish and no curvature is negative."""
+        return self.finite and all(float(r) <= self.tolerances.exact for r in residuals) and float(self.second_order_margin) >= -self._faked()
+
+    def _faked(self) -> float:
+        """The size of curvature that rounding and the accuracy of the point can fake."""
         scale = max(float(self.hessian.abs().max()) if self.hessian.numel() else 0.0, float(self.scale_gradient / self.scale_y))
-        if margin < -self.tolerances.rank * scale:
-            largest = float(torch.linalg.eigvalsh(self.hessian)[-1])
-            kind = "a maximiser" if largest < 0 and not len(self.pushing) else "a saddle point"
+        return self.tolerances.rank * scale
+
+    def _flatness(self) -> Iterator[str]:
+        margin, faked = float(self.second_order_margin), self._faked()
+        if margin < -faked:
+            kind = "a maximiser" if float(self.curvatures[-1]) < 0 else "a saddle point"
             yield f"{kind}, not a minimiser: negative curvature along a feasible direction"
-        elif margin <= self.tolerances.rank * scale:
+        elif margin <= faked:
             yield "not an isolated minimiser: no curvature along some feasible direction"
 
 

@@ -215,11 +215,11 @@ class _System:
         self._problem = self._problem.with_tensors([t[index] if d == 0 else t for t, d in zip(self._problem.tensors, dims, strict=True)])
         self._y, self._equality, self._inequality, self._active = (t[index] for t in (self._y, self._equality, self._inequality, self._active))
 
-    def _weights(self, at: Linearisation) -> Tensor:
-        """ρ of each row: 1 where it counts as an equation, 0 where not, between with smoothing."""
-        ones = torch.ones_like(self._equality)
+    def _weights(self, at: Linearisation) -> Tensor | None:
+        """ρ of each row: 1 where it counts as an equation, 0 where not, between with smoothing. None: all are 1."""
         if not self._active.shape[1]:
-            return ones
+            return None
+        ones = torch.ones_like(self._equality)
         weights = self._active.to(ones.dtype)
         tau = self._call.options.smoothing
         if tau > 0:
@@ -229,21 +229,34 @@ class _System:
             weights = (0.5 + 0.5 * difference / root).clamp_min(0).sqrt()
         return torch.cat([ones, weights], 1)
 
-    def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor) -> tuple[Tensor, Tensor]:
-        options = self._call.options
-        policy = IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, self._call.record.report)
+    def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor, used: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """(u, w), by the policies. `used()` (b,) says which samples anything is asked of: 0 · undefined counts as 0."""
+        hessian, jacobian, weights = at.hessian(), at.jacobian(), self._weights(at)
         if not self._excluded:
-            return solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), side_y, side_rows)
-        # Samples without a derivative: their right-hand side is zero, and NaN is put in place of their result unless
-        # "zero" was chosen or nothing asks for it (0 · undefined counts as 0).
+            return solve_bordered(self._policy(), hessian, jacobian, weights, side_y, side_rows)
+        # Samples without a derivative: their right-hand side is zero, and NaN is put in place of their result unless "zero" was chosen.
         column = torch.stack(self._excluded).any(0).unsqueeze(1)
-        used = (torch.cat([side_y, side_rows], 1) != 0).any(1, keepdim=True)
         side_y, side_rows = torch.where(column, 0.0, side_y), torch.where(column, 0.0, side_rows)
-        u, w = solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), side_y, side_rows)
+        u, w = solve_bordered(self._policy(), hessian, jacobian, weights, side_y, side_rows)
         for undefined in self._undefined:
-            marked = undefined.unsqueeze(1) & used
+            marked = (undefined & used()).unsqueeze(1)
             u, w = torch.where(marked, torch.nan, u), torch.where(marked, torch.nan, w)
         return u, w
+
+    def _policy(self) -> IrregularPolicy:
+        options = self._call.options
+        return IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, self._call.record.report)
+
+    def _undefined_where_singular(self, at: Linearisation, used: Tensor) -> Tensor:
+        """(b, 1): NaN in singular samples whose inputs move, zero elsewhere.
+
+        A right-hand side (B; C) dx that happens to vanish does not make the derivative zero there, as it does where the
+        cotangent vanishes; a solve with a right-hand side that does not vanish shows which samples these are.
+        """
+        shown = used.to(self._y.dtype).unsqueeze(1)
+        policy = replace(self._policy(), report=DerivativeReport())
+        u, _ = solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), shown.expand(self._y.shape), torch.zeros_like(at.constraints))
+        return 0 * u.sum(1, keepdim=True)
 
     def _linearisation_kept(self) -> Linearisation | None:
         """The graph that the forward pass measured its residuals on: good for one backward pass that is not recorded."""
@@ -260,7 +273,8 @@ class _System:
         if self._problem.batch == 0 or not wanted:
             return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
         at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, wanted)
-        u, w = self._solve(at, v, torch.cat([v_equality, v_inequality], 1))
+        side_rows = torch.cat([v_equality, v_inequality], 1)
+        u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
         return [-g for g in at.pull_back(u, w, wanted)]
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,5 +284,14 @@ class _System:
             return torch.zeros_like(self._y), torch.zeros_like(self._equality), torch.zeros_like(self._inequality)
         at = linearise(self._problem, self._y, self._equality, self._inequality, list(tangents))
         side_y, side_rows = at.push_forward(tangents)
-        dy, rows = self._solve(at, -side_y, -side_rows)
+        dy, rows = self._solve(at, -side_y, -side_rows, lambda: self._moving(tangents))
+        if self._call.options.irregular == "nan":
+            undefined = self._undefined_where_singular(at, self._moving(tangents))
+            dy, rows = dy + undefined, rows + undefined
         return dy, rows[:, :p], rows[:, p:]
+
+    def _moving(self, tangents: dict[int, Tensor]) -> Tensor:
+        """(b,) whether any input of the sample has a tangent other than zero."""
+        batch = self._problem.batch
+        moving = [(t != 0).reshape(batch, -1).any(1) if self._problem.in_dims[k] == 0 else (t != 0).any().expand(batch) for k, t in tangents.items()]
+        return torch.stack(moving).any(0)

@@ -105,21 +105,26 @@ def diagnose(matrix: Tensor, size: int) -> str:
     return "the minimiser is not isolated (the Hessian of the Lagrangian is singular on the null space of the constraints)"
 
 
-def assemble(hessian: Hessians, jacobian: Jacobians, weights: Rows) -> Tensor:
+def assemble(hessian: Hessians, jacobian: Jacobians, weights: Rows | None) -> Tensor:
     """K (b, m + k, m + k) with row i of A scaled by its weight ρ_i and −(1 − ρ_i²) in the corner.
 
-    ρ = 1: the constraint holds with equality. ρ = 0: it is out, its row and column those of −I. In between: smoothed
-    complementarity, where eliminating w gives A_i u − (1/ρ² − 1) w_i = r_i (an interior point's s/μ).
+    ρ = 1 (or no weights): the constraint holds with equality. ρ = 0: it is out, its row and column those of −I. In between:
+    smoothed complementarity, where eliminating w gives A_i u − (1/ρ² − 1) w_i = r_i (an interior point's s/μ).
     """
-    scaled = jacobian * weights.unsqueeze(-1)
-    corner = torch.diag_embed(weights * weights - 1)
-    return torch.cat([torch.cat([hessian, scaled.transpose(-1, -2)], -1), torch.cat([scaled, corner], -1)], -2)
+    if weights is None:
+        rows, corner = jacobian, jacobian.new_zeros(()).expand(*jacobian.shape[:2], jacobian.shape[1])
+    else:
+        rows, corner = jacobian * weights.unsqueeze(-1), torch.diag_embed(weights * weights - 1)
+    return torch.cat([torch.cat([hessian, rows.transpose(-1, -2)], -1), torch.cat([rows, corner], -1)], -2)
 
 
-def solve_bordered(policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows, rhs_y: Variables, rhs_rows: Rows) -> tuple[Variables, Rows]:
+def solve_bordered(
+    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows | None, rhs_y: Variables, rhs_rows: Rows
+) -> tuple[Variables, Rows]:
     """(u, w) of the weighted bordered system; w is zero where the weight is, whatever the right-hand side."""
     if jacobian.shape[1] == 0:
         return symmetric_solve(policy, policy.damp(hessian), rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
-    rhs = torch.cat([rhs_y, rhs_rows * weights], 1).unsqueeze(-1)
+    rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1).unsqueeze(-1)
     solution = symmetric_solve(policy, policy.damp(assemble(hessian, jacobian, weights)), rhs).squeeze(-1)
-    return solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :] * weights
+    u, w = solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
+    return u, w if weights is None else w * weights

@@ -80,7 +80,8 @@ def start_from(problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, L
 def read_flat(problem: Problem, method: str, y: Any) -> tuple[Variables, Layout]:
     """What the node's method returned, checked and flattened."""
     layout = read_layout(problem, method, y)
-    return layout.pack(y if isinstance(y, tuple | list) else (y,)).detach(), layout
+    # A copy: the node may return its input, or an expanded tensor, and neither may become the output's memory.
+    return layout.pack(y if isinstance(y, tuple | list) else (y,)).detach().clone(memory_format=torch.contiguous_format), layout
 
 
 def read_layout(problem: Problem, method: str, y: object) -> Layout:
