@@ -3,12 +3,12 @@
 import os
 
 import hypothesis
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401 - the hook looks it up by name
 
-install_import_hook(
+jaxtyping.install_import_hook(
     ["declarative.engines", "declarative.kkt", "declarative.solvers", "declarative.problem", "declarative.solution"],
     "tests.shapes.check",
 )
@@ -32,3 +32,11 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """For tests that solve the same statements very often: the checks take most of the time then, and other tests make them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

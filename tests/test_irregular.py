@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from problems.irregular import irregular_catalogue
 
 from declarative import Implicit, IrregularPointError, SolverError, SolverWarning, Status, certify, verify
 from declarative.solvers import UserSolve
+from problems.irregular import irregular_catalogue
 
 GALLERY = irregular_catalogue()
 POLICIES = ("raise", "nan", "zero", "min_norm")

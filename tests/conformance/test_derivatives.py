@@ -19,6 +19,8 @@ from tests.conformance.cases import (
     without_closed_form,
 )
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked")
+
 
 def first_input_only(example):
     """x ↦ y in y's own shape, as a function of the first input alone."""

@@ -5,6 +5,8 @@ import torch
 
 from tests.conformance.cases import case, close, every_problem, finite_difference, gradients, loss, weights, with_closed_form, without_closed_form
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked")
+
 
 @with_closed_form
 @pytest.mark.parametrize("order", [2, 3])

@@ -6,6 +6,8 @@ import torch
 from declarative import Status, certify, verify
 from tests.conformance.cases import case, every_problem
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked")
+
 
 @every_problem
 def test_verify_passes(name):
