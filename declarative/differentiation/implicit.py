@@ -21,10 +21,10 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
 from declarative.errors import IrregularPointError, name_samples
-from declarative.forward_mode import at_outer_levels, transforms_active
 from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
 from declarative.problem import Layout, Problem
 from declarative.solution import DerivativeReport, Point, Solved
+from declarative.transforms import alive, at_outer_levels, reject_legacy_vmap, transforms_active
 
 # (problem, warm start, positions of the tensors whose gradients will be asked for)
 Solve = Callable[[Problem, tuple[Tensor, ...], Sequence[int]], Solved]
@@ -149,7 +149,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         call: _Call = ctx.call
-        system = _System(call, ctx.saved_tensors)
+        reject_legacy_vmap(*cotangents[:3])
+        system = _System(call, tuple(alive(t) for t in ctx.saved_tensors))
         wanted = [k for k, needed in enumerate(ctx.needs_input_grad[1 : 1 + system.count]) if needed]
         gradients = dict(zip(wanted, system.pull_back(cotangents[:3], wanted), strict=True))
         return None, *(gradients.get(k) for k in range(system.count)), *([None] * call.init)
@@ -157,6 +158,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         call: _Call = ctx.call
+        reject_legacy_vmap(*tangents)
         count = len(ctx.saved_tensors)
 
         def push(*operands: Tensor) -> tuple[Tensor, ...]:

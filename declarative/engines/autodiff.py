@@ -20,8 +20,8 @@ from torch import Tensor
 
 from declarative.batching import batched
 from declarative.engines.base import Linearisation
-from declarative.forward_mode import transforms_active
 from declarative.problem import Problem
+from declarative.transforms import transforms_active
 from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, Variables
 
 # Batched products move m·b numbers a row through the graph; past the cache one large sweep is slower than several

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from declarative.errors import CapturedTensorError
-from declarative.forward_mode import is_wrapped
+from declarative.transforms import is_wrapped
 
 _STATEMENT = ("objective", "equality_constraints", "inequality_constraints")
 

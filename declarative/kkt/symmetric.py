@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from declarative.forward_mode import at_outer_levels, is_differentiated
 from declarative.kkt.lu import lu_factor
+from declarative.transforms import alive, at_outer_levels, is_differentiated
 
 
 class SingularPolicy(Protocol):
@@ -118,7 +118,7 @@ class _SymmetricSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        matrix, solution = ctx.saved_tensors
+        matrix, solution = (alive(t) for t in ctx.saved_tensors)
         adjoint = _SymmetricSolve.apply(ctx.policy, matrix, cotangent)
         return None, (-adjoint @ solution.transpose(-1, -2) if ctx.needs_input_grad[1] else None), adjoint
 

@@ -24,6 +24,56 @@ def test_jvp_is_the_transpose_of_vjp(name):
     close(backward, plain, 1e-11)
 
 
+@some_problems
+def test_pull_back_after_its_level_has_ended(name):
+    """The function that vjp returns: twice, of a gradient, under an outer transform, and mapped."""
+    example = case(name, batch=2)
+    x, rest = example.leaves[0], example.leaves[1:]
+
+    def f(x):
+        return example.y(x, *rest)
+
+    def slope(x):
+        return grad(lambda x: loss(f(x)))(x)
+
+    y, pull_back = vjp(f, x)
+    v = weights((2, *y.shape), seed=52)
+    rows = [gradients(lambda x, c=c: (c * f(x)).sum(), [x])[0] for c in v]
+    for c, row in zip((*v, v[0]), (*rows, rows[0]), strict=True):
+        close(pull_back(c)[0], row, 1e-10)
+    close(vmap(pull_back)(v)[0], torch.stack(rows), 1e-10)
+
+    w = weights(x.shape, seed=53)
+    curvature = gradients(lambda x: loss(f(x)), [x], order=1)[0]
+    close(vjp(slope, x)[0], curvature, 1e-10)
+    variable = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(f(variable)), variable, create_graph=True)
+    (product,) = torch.autograd.grad((first * w).sum(), variable)
+    close(vjp(slope, x)[1](w)[0], product, 1e-9)
+    close(grad(lambda x: (w * vjp(f, x)[1](loss(f(x)) * v[0])[0]).sum())(x), nested(f, x, v[0], w), 1e-9)
+
+
+def nested(f, x, v, w):
+    """∇ of ⟨w, Jᵀ (loss · v)⟩ by plain autograd."""
+    x = x.clone().requires_grad_()
+    y = f(x)
+    (g,) = torch.autograd.grad(y, x, loss(y) * v, create_graph=True)
+    return torch.autograd.grad((w * g).sum(), x)[0]
+
+
+def test_old_vmap_is_refused():
+    """torch.autograd's own batching would break inside: the error says what serves instead."""
+    example = case("sphere", batch=2)
+    x = example.inputs[0].requires_grad_()
+    y = example.node(x)
+    with pytest.raises(NotImplementedError, match=r"torch\.func\.jacrev"):
+        torch.autograd.grad(y, x, torch.stack([y, y]).detach(), is_grads_batched=True)
+    with pytest.raises(NotImplementedError, match="vectorize"):
+        torch.autograd.functional.jacobian(example.node, x, vectorize=True)
+    with pytest.raises(NotImplementedError, match="vectorize"):
+        torch.autograd.functional.jacobian(example.node, x, vectorize=True, strategy="forward-mode")
+
+
 @every_problem
 def test_dual_numbers(name):
     """torch.autograd.forward_ad, below torch.func."""

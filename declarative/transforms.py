@@ -1,0 +1,53 @@
+"""Where torch 2.13's transforms meet a custom autograd Function, and what must be done there by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+
+def at_outer_levels(function: Callable[..., tuple[Tensor, ...]], operands: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """function(*operands), with the operands constant for the innermost forward level and live for those around it.
+
+    torch runs a Function's `jvp` with forward mode switched off, so that under jacfwd(jacfwd(·)) the outer derivative of
+    the inner tangent comes out as zero, silently (pytorch/pytorch#197867). Switching it on for the outer levels and
+    dropping this level's own tangents from the operands gives the right derivative, to any order.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        return function(*(t if t is None or not t.is_floating_point() else forward_ad.unpack_dual(t, level=0).primal for t in operands))
+
+
+def transforms_active() -> bool:
+    """Whether the code runs under a torch.func transform; torch.autograd.Function.apply asks in the same way."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def alive(tensor: Tensor) -> Tensor:
+    """The tensor behind a torch.func level that has ended.
+
+    The pull-back that torch.func.vjp returns runs after its level has: what a Function saved is then still wrapped for a
+    level that records nothing, and a gradient taken through the wrapper is silently zero.
+    """
+    return torch._C._functorch.unwrap_if_dead(tensor) if is_wrapped(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def reject_legacy_vmap(*tensors: Tensor | None) -> None:
+    """Raise for torch.autograd's own batching, an older vmap than torch.func's, which no autograd Function can serve."""
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):  # pyright: ignore[reportAttributeAccessIssue]
+        raise NotImplementedError(
+            "torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional.jacobian(vectorize=True) cannot run through a "
+            "declarative node: use torch.func.jacrev, torch.func.jacfwd, or torch.func.vmap of the function that torch.func.vjp returns"
+        )
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a torch.func transform."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
+    return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
