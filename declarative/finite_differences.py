@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_HALVINGS = 10
+_CLOSE_ENOUGH = 1e-9
+
 Function = Callable[[Sequence[Tensor]], Tensor]  # leaves -> values (r,), each differentiated by itself
 
 
@@ -24,18 +27,20 @@ class Direction:
 
 
 def noise_and_step(function: Function, leaves: Sequence[Tensor], direction: Direction) -> tuple[Tensor, float]:
-    """(r,) the noise of the values, and the step length that suits it.
+    """(r,) the noise of the values, and the step length to begin with.
 
-    Over a move of 1e-7 a smooth function has a second difference below rounding; what there is of it is noise. A formula of
-    fourth order is best at a step of noise^(1/5), in units of the leaf.
+    Over a move of 1e-7 a smooth function has third and fourth differences below rounding; what there is of them is noise. A
+    formula of fourth order is best at a step of noise^(1/5), in units of the leaf.
     """
     leaf = leaves[direction.position]
     largest = float(direction.vector.abs().max().clamp_min(1e-30)) if direction.vector.numel() else 1.0
     size = (1 + float(leaf.abs().max() if leaf.numel() else 0.0)) / largest
-    near = [function(direction.moved(leaves, t * 1e-7 * size)).detach() for t in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-    rounding = torch.finfo(near[0].dtype).eps * near[2].abs().clamp_min(1)
-    noise = torch.maximum(torch.maximum((near[0] - 2 * near[2] + near[4]).abs(), (near[1] - 2 * near[2] + near[3]).abs()), rounding)
-    relative = float((noise / near[2].abs().clamp_min(1)).nan_to_num(0.0).max()) if noise.numel() else 0.0
+    far_behind, behind, here, ahead, far_ahead = (function(direction.moved(leaves, t * 1e-7 * size)).detach() for t in (-1.0, -0.5, 0.0, 0.5, 1.0))
+    third = far_ahead - far_behind - 2 * (ahead - behind)
+    fourth = far_ahead + far_behind - 4 * (ahead + behind) + 6 * here
+    rounding = torch.finfo(here.dtype).eps * here.abs().clamp_min(1)
+    noise = torch.maximum(torch.maximum(third.abs(), fourth.abs()) / 4, rounding)
+    relative = float((noise / here.abs().clamp_min(1)).nan_to_num(0.0).max()) if noise.numel() else 0.0
     return noise, min(max(relative**0.2, 2e-4), 1e-2) * size
 
 
@@ -44,24 +49,42 @@ def differentiate(
 ) -> tuple[Tensor, Tensor]:
     """(r,) derivatives along a direction, and how far each can be trusted.
 
-    Two step lengths, combined by Richardson's rule; the trust is what separates the two, less what their order of accuracy
-    explains, and the noise over the step. A kink within reach shows as a large difference.
+    Differences at halved steps, combined by Richardson's rule, as long as that brings them closer together (Ridders, 1982):
+    each value has its own best step, whatever the scale on which the function bends. The trust is what separates the best
+    from the one before it, and the noise over the step. A kink within reach shows as a large difference.
 
     Args:
         sides: (r,) 0 for a central difference, 1 or -1 for one that looks to that side only.
     """
 
     def at(t: float) -> Tensor:
-        return function(direction.moved(leaves, t * step)).detach()
+        return function(direction.moved(leaves, t)).detach()
 
-    ahead, behind, half_ahead, half_behind = at(1.0), at(-1.0), at(0.5), at(-0.5)
-    coarse, fine = (ahead - behind) / (2 * step), (half_ahead - half_behind) / step
-    if sides is not None and bool((sides != 0).any()):
-        here, centre = at(0.0), sides == 0
-        for side, whole, half, twice in ((1, ahead, half_ahead, at(2.0)), (-1, behind, half_behind, at(-2.0))):
-            mine = (sides == side) & ~centre
-            coarse = torch.where(mine, side * (4 * whole - twice - 3 * here) / (2 * step), coarse)
-            fine = torch.where(mine, side * (4 * half - whole - 3 * here) / step, fine)
-    value = fine + (fine - coarse) / 3
-    apart = (fine - coarse).abs()
-    return value, torch.minimum(apart * apart / value.abs().clamp_min(1e-30), apart) + 10 * noise / step
+    one_sided = sides is not None and bool((sides != 0).any())
+    here = at(0.0) if one_sided else None
+    twice = (at(2 * step), at(-2 * step)) if one_sided else None
+
+    def difference(h: float, ahead: Tensor, behind: Tensor) -> Tensor:
+        central = (ahead - behind) / (2 * h)
+        if sides is None or here is None or twice is None:
+            return central
+        forward, backward = (4 * ahead - twice[0] - 3 * here) / (2 * h), -(4 * behind - twice[1] - 3 * here) / (2 * h)
+        return torch.where(sides == 0, central, torch.where(sides > 0, forward, backward))
+
+    ahead, behind = at(step), at(-step)
+    coarse = difference(step, ahead, behind)
+    value, trust = coarse, torch.full_like(coarse, torch.inf)
+    previous: Tensor | None = None
+    for count in range(1, _HALVINGS + 1):
+        h, twice = step / 2**count, (ahead, behind)
+        ahead, behind = at(h), at(-h)
+        fine = difference(h, ahead, behind)
+        extrapolated = fine + (fine - coarse) / 3
+        apart = (fine - coarse).abs() if previous is None else (extrapolated - previous).abs()
+        error = apart + 10 * noise / h
+        better = error < trust
+        value, trust = torch.where(better, extrapolated, value), torch.where(better, error, trust)
+        coarse, previous = fine, extrapolated
+        if count > 1 and not bool((better & (trust > _CLOSE_ENOUGH * value.abs())).any()):
+            break
+    return value, trust

@@ -1,1 +1,1 @@
-"""What `make demo` runs."""
+"""The demonstration of `make demo`: handwritten digits as point clouds, pooled by a declarative node."""
