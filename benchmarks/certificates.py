@@ -79,11 +79,11 @@ def overhead_row(what: str, node: DeclarativeNode, x: Tensor, quick: bool) -> Ro
             find_point(problem, (), (), Kept(found=alone()), 0, False)
 
     comparison = compare(lambda: certified, lambda: alone, QUICK if quick else EFFORT)
-    return timed(SUITE, f"forward with / without the certificate's cheap part, {what}", comparison, Target(ratio=LIMIT))
+    return timed(SUITE, f"forward with / without the cheap certificate, {what}", comparison, Target(ratio=LIMIT))
 
 
-class LooseQP(DeclarativeNode):
-    """½ yᵀQy + cᵀy  s.t.  Gy ≤ d, by the alternating direction method, stopped at a relative residual of LOOSE."""
+class QuadraticProgram(DeclarativeNode):
+    """½ yᵀQy + cᵀy  s.t.  Gy ≤ d."""
 
     def objective(self, Q: Tensor, c: Tensor, G: Tensor, d: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
         return 0.5 * y @ Q @ y + c @ y
@@ -95,8 +95,8 @@ class LooseQP(DeclarativeNode):
         return torch.zeros_like(c)
 
 
-class LoosestQP(LooseQP):
-    """The same with the loose solve."""
+class LooseQP(QuadraticProgram):
+    """The same, solved by the alternating direction method of multipliers, which stops at residuals of LOOSE."""
 
     def solve(self, Q: Tensor, c: Tensor, G: Tensor, d: Tensor) -> Tensor:
         rho = 1.0
@@ -129,9 +129,9 @@ def polish_rows(quick: bool) -> Iterator[Row]:
             raise TypeError("y is one tensor")
         return y.detach(), *torch.autograd.grad(y, inputs, v)
 
-    exact = solved(LooseQP(solver=InteriorPoint(), polish=10))
+    exact = solved(QuadraticProgram(solver=InteriorPoint(), polish=10))
     for steps in (0, 1, 2, 3):
-        found = solved(LoosestQP(solver=UserSolve(tolerance=1e-2), polish=steps))
+        found = solved(LooseQP(solver=UserSolve(tolerance=1e-2), polish=steps))
         errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True)]
         what = f"quadratic program solved to {LOOSE:g}, m={m}, q={q}, b={batch}, {steps} polishing steps"
         yield Row(SUITE, f"{what}: error of y", "", errors[0])

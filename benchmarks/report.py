@@ -24,7 +24,7 @@ class Target:
     ours: float | None = None
 
     def __str__(self) -> str:
-        parts = [f"≥ {self.ratio:g}x"] if self.ratio is not None else []
+        parts = [f"≥ {self.ratio:.3g}x"] if self.ratio is not None else []
         return ", ".join([*parts, f"≤ {self.ours:g}"] if self.ours is not None else parts)
 
 
