@@ -32,7 +32,7 @@ class Iterate:
     iterations: Counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
     """Finds y.
 

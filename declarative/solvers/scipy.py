@@ -34,12 +34,12 @@ class SciPy(Solver):
         options: scipy's `options` for the method.
 
     Example:
-        >>> node = Rosenbrock(solver=SciPy(method="BFGS"))  # doctest: +SKIP
+        >>> node = Rosenbrock(solver=SciPy("BFGS"))  # doctest: +SKIP
     """
 
-    max_iterations: int = 1000
     method: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    max_iterations: int = field(default=1000, kw_only=True)
+    options: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
