@@ -8,6 +8,10 @@ class SolverError(RuntimeError):
     """No acceptable solution was found for some samples, and the solver's ``on_failure`` is ``"raise"``."""
 
 
+class SingularOperatorError(ValueError):
+    """An operator that was to be inverted is singular."""
+
+
 class IrregularPointError(RuntimeError):
     """The solution has no (unique) derivative at some samples, and ``irregular`` is ``"raise"``."""
 
