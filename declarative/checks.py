@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,13 @@ class Checks:
         eps = torch.finfo(inputs[0].dtype).eps
         self.exact = eps**0.5
         self.allowed = max(2e-6, eps**0.5)
+
+    def of(self, node: DeclarativeNode) -> Checks:
+        """The same checks of another node."""
+        other = copy.copy(self)
+        other.node = node
+        other.problem = replace(self.problem, node=node)
+        return other
 
     # Calling the node as a function of its leaves.
 

@@ -18,6 +18,9 @@ from declarative.solvers.finish import solve_to_point
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
 from declarative.solvers.user import UserSolve
+from declarative.structure.base import Operator
+from declarative.structure.constraints import Constant, ScaledIdentityInput, Sparse
+from declarative.structure.tags import Tag
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
@@ -106,6 +109,24 @@ class DeclarativeNode(nn.Module):
 
     initial_guess: Callable[..., Output] = _missing_guess
     solve: Callable[..., Output | Solution] = _missing_solve
+
+    # What is known about the derivatives: nothing, a tag, or a hook, batch first. Each is proved by `verify` against the one
+    # above it.
+
+    hessian_structure: Tag | None = None
+    """A tag for H = ∇²_yy L, such as `Diagonal()`: the engine then forms only what the tag needs."""
+
+    constraint_structure: Constant | Sparse | None = None
+    """A tag for A = ∂(h, g)/∂y: `Constant()`, `Sparse(pattern)` or `Constant(Sparse())`."""
+
+    mixed_structure: ScaledIdentityInput | None = None
+    """A tag for B = ∇²_yx L: an input for which it is a multiple of the identity."""
+
+    hessian: Callable[..., Operator] | None = None
+    """hessian(self, *inputs, solution) -> operator: H in closed form, (b, m, m)."""
+
+    constraint_jacobian: Callable[..., Operator] | None = None
+    """constraint_jacobian(self, *inputs, solution) -> operator: A in closed form, (b, p + q, m), equalities first."""
 
     # Using it.
 

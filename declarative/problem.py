@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative.batching import batched
+from declarative.structure.base import Operator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
 
 
@@ -154,10 +155,13 @@ class Problem:
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")
             raise
 
-    def call_batched(self, method: str) -> Any:
-        """The node's own batch-first method (`solve`, `initial_guess`) on the inputs, shared ones expanded to the batch.
+    def call_batched(self, method: str, *extra: Any) -> Any:
+        """The node's own batch-first method (`solve`, `initial_guess`, a hook) on the inputs, shared ones expanded to the batch.
 
         Where a lifted parameter differs between samples (an ensemble under vmap) the method runs one sample at a time.
+
+        Args:
+            extra: what it takes besides: dataclasses of batch-first tensors.
         """
         inputs = tuple(
             tensor if dim == 0 else tensor.expand(self.batch, *tensor.shape)
@@ -165,11 +169,11 @@ class Problem:
         )
         lifted, lifted_dims = self.tensors[self.inputs :], self.in_dims[self.inputs :]
         if all(dim is None for dim in lifted_dims):
-            return getattr(self.bound_node(lifted), method)(*inputs)
+            return getattr(self.bound_node(lifted), method)(*inputs, *extra)
         outcomes = []
         for i in range(self.batch):
             node = self.bound_node([t[i] if d == 0 else t for t, d in zip(lifted, lifted_dims, strict=True)])
-            outcomes.append(getattr(node, method)(*(x[i : i + 1] for x in inputs)))
+            outcomes.append(getattr(node, method)(*(x[i : i + 1] for x in inputs), *(_sample(e, i) for e in extra)))
         return _concatenate(outcomes)
 
     def select(self, index: Tensor) -> Problem:
@@ -186,8 +190,19 @@ class Problem:
         return replace(self, layout=layout)
 
 
+def _sample(value: Any, i: int) -> Any:
+    """Sample i as a batch of one, in every tensor of a dataclass."""
+    if isinstance(value, Tensor):
+        return value[i : i + 1]
+    if isinstance(value, tuple):
+        return tuple(_sample(part, i) for part in value)
+    return replace(value, **{name: _sample(part, i) for name, part in vars(value).items() if isinstance(part, Tensor | tuple)})
+
+
 def _concatenate(outcomes: list[Any]) -> Any:
     first = outcomes[0]
+    if isinstance(first, Operator):
+        return first.with_tensors([torch.cat(parts) for parts in zip(*(o.tensors for o in outcomes), strict=True)])
     if isinstance(first, Tensor):
         return torch.cat(outcomes)
     if isinstance(first, tuple):

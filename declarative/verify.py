@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from declarative.certificate import Certificate, certify
 from declarative.checks import Checks, Row
 from declarative.errors import IrregularPointError, SolverError
 from declarative.node import DeclarativeNode, InDims, prepare
+from declarative.structure_checks import structure_rows
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def verify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, directio
     rows = [Row("samples that are not minimisers", len(others), 0.0, "" if not others else f"samples {others}: see the certificate")]
     checks = Checks(node, tuple(x.detach().clone() for x in inputs), in_dims, directions, seed)
     for check in (
+        partial(structure_rows, checks),
         checks.solution,
         checks.dense,
         checks.finite_differences,
@@ -87,7 +90,8 @@ def verify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, directio
         try:
             rows.extend(check())
         except (SolverError, IrregularPointError) as error:
-            rows.append(Row(check.__name__.replace("_", " "), float("nan"), 0.0, str(error)))
+            name = "structure" if isinstance(check, partial) else check.__name__.replace("_", " ")
+            rows.append(Row(name, float("nan"), 0.0, str(error)))
             if check == checks.solution:  # nothing else can be measured without a solution
                 break
     return Report(title, tuple(rows), certificate)

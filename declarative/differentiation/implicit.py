@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
+from declarative.engines.blocks import hessian_operator, is_structured, jacobian_operator, mixed_identity, read_solution
 from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
+from declarative.kkt.schur import solve_structured
 from declarative.problem import Layout, Problem
 from declarative.solution import DerivativeReport, Point, Solved
 from declarative.transforms import alive, at_outer_levels, reject_legacy_vmap, transforms_active
@@ -233,17 +236,25 @@ class _System:
 
     def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor, used: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """(u, w), by the policies. `used()` (b,) says which samples anything is asked of: 0 · undefined counts as 0."""
-        hessian, jacobian, weights = at.hessian(), at.jacobian(), self._weights(at)
+        solve = self._solver(at, self._policy())
         if not self._excluded:
-            return solve_bordered(self._policy(), hessian, jacobian, weights, side_y, side_rows)
+            return solve(side_y, side_rows)
         # Samples without a derivative: their right-hand side is zero, and NaN is put in place of their result unless "zero" was chosen.
         column = torch.stack(self._excluded).any(0).unsqueeze(1)
         side_y, side_rows = torch.where(column, 0.0, side_y), torch.where(column, 0.0, side_rows)
-        u, w = solve_bordered(self._policy(), hessian, jacobian, weights, side_y, side_rows)
+        u, w = solve(side_y, side_rows)
         for undefined in self._undefined:
             marked = (undefined & used()).unsqueeze(1)
             u, w = torch.where(marked, torch.nan, u), torch.where(marked, torch.nan, w)
         return u, w
+
+    def _solver(self, at: Linearisation, policy: IrregularPolicy) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(v, v_λ) ↦ (u, w), with what the node says of its structure."""
+        weights = self._weights(at)
+        if not is_structured(self._problem.node):
+            return partial(solve_bordered, policy, at.hessian(), at.jacobian(), weights)
+        solution = read_solution(self._problem, self._y, self._equality, self._inequality, self._active)
+        return partial(solve_structured, policy, hessian_operator(self._problem, at, solution), jacobian_operator(self._problem, at, solution), weights)
 
     def _policy(self) -> IrregularPolicy:
         options = self._call.options
@@ -257,7 +268,7 @@ class _System:
         """
         shown = used.to(self._y.dtype).unsqueeze(1)
         policy = replace(self._policy(), report=DerivativeReport())
-        u, _ = solve_bordered(policy, at.hessian(), at.jacobian(), self._weights(at), shown.expand(self._y.shape), torch.zeros_like(at.constraints))
+        u, _ = self._solver(at, policy)(shown.expand(self._y.shape), torch.zeros_like(at.constraints))
         return 0 * u.sum(1, keepdim=True)
 
     def _linearisation_kept(self) -> Linearisation | None:
@@ -274,10 +285,15 @@ class _System:
         )
         if self._problem.batch == 0 or not wanted:
             return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
-        at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, wanted)
+        identity = self._problem.node.mixed_structure
+        through = wanted if identity is None else [k for k in wanted if k != identity.input]
+        at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = torch.cat([v_equality, v_inequality], 1)
         u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
-        return [-g for g in at.pull_back(u, w, wanted)]
+        gradients = dict(zip(through, (-g for g in at.pull_back(u, w, through)), strict=True)) if through else {}
+        if identity is not None and identity.input in wanted:
+            gradients[identity.input] = mixed_identity(self._problem, identity, u)
+        return [gradients[k] for k in wanted]
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(dy, dν, dμ) for tangents of the problem's tensors."""

@@ -22,7 +22,7 @@ from declarative.batching import batched
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
-from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, Variables
+from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Variables
 
 # Batched products move m·b numbers a row through the graph; past the cache one large sweep is slower than several
 # small ones (440 ms unchunked, 250 ms chunked at m = 200, b = 128).
@@ -53,10 +53,9 @@ def _lagrangian(parts: tuple[Tensor, Tensor, Tensor], equality: Tensor | None, i
     return total
 
 
-def _unit_cotangents(count: int, like: Tensor) -> Tensor:
-    """(count, b, count): the i-th selects output i in every sample."""
-    eye = torch.eye(count, dtype=like.dtype, device=like.device)
-    return eye.unsqueeze(1).expand(count, like.shape[0], count)
+def _unit_cotangents(output: Tensor) -> Tensor:
+    """(count, count): the i-th selects output i in every sample."""
+    return torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
 
 
 def _rows_a_chunk(y: Tensor) -> int:
@@ -133,12 +132,14 @@ class GraphLinearisation:
         """What the graph was built on."""
         return self._y, *self._tensors
 
-    def _rows(self, output: Tensor) -> Tensor:
-        """(b, k, m): the Jacobian of output (b, k), row by batched row."""
-        count = output.shape[1]
-        if count == 0 or not output.requires_grad:
-            return self._y.new_zeros(self._y.shape[0], count, self._y.shape[1])
-        cotangents = _unit_cotangents(count, output)
+    def _rows(self, output: Tensor, cotangents: Tensor | None = None) -> Tensor:
+        """(b, c, m): products of the Jacobian of output (b, k) with cotangents (c, k), by default all of its rows."""
+        if cotangents is None:
+            cotangents = _unit_cotangents(output)
+        count, b = cotangents.shape[0], output.shape[0]
+        if count == 0 or output.shape[1] == 0 or not output.requires_grad:
+            return self._y.new_zeros(b, count, self._y.shape[1])
+        cotangents = cotangents.unsqueeze(1).expand(count, b, output.shape[1])
         if count == 1:
             return self._derivative(output, cotangents[0]).unsqueeze(1)
         step = _rows_a_chunk(self._y)
@@ -157,6 +158,22 @@ class GraphLinearisation:
 
     def hessian_product(self, direction: Variables) -> Variables:
         return self._derivative(self._gradient, direction)
+
+    def hessian_products(self, directions: Directions) -> Products:
+        return self._rows(self._gradient, directions)
+
+    def jacobian_product(self, direction: Variables) -> Rows:
+        if not self._a.requires_grad or not self._a.shape[1]:
+            return torch.zeros_like(self._a)
+        with torch.enable_grad():
+            w = torch.zeros_like(self._a, requires_grad=True)
+            pulled = self._derivative(self._a, w, create_graph=True)
+        if not pulled.requires_grad:
+            return torch.zeros_like(self._a)
+        return torch.autograd.grad(pulled, w, direction, create_graph=self._create_graph, retain_graph=True)[0]
+
+    def jacobian_products(self, cotangents: Directions) -> Products:
+        return self._rows(self._a, cotangents)
 
     def _joint_outputs(self, u: Tensor, w: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [(o, c) for o, c in ((self._gradient, u), (self._a, w)) if o.requires_grad and o.shape[1]]
@@ -219,21 +236,33 @@ class FunctionalLinearisation:
     def gradient(self) -> Tensor:
         return self._gradient
 
-    def _rows(self, output: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        count = output.shape[1]
-        if count == 0:
-            return self._y.new_zeros(self._y.shape[0], 0, self._y.shape[1])
-        return torch.func.vmap(product, chunk_size=_rows_a_chunk(self._y))(_unit_cotangents(count, output)).transpose(0, 1)
+    def _rows(self, cotangents: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        b, count = self._y.shape[0], cotangents.shape[0]
+        if cotangents.numel() == 0:
+            return self._y.new_zeros(b, count, self._y.shape[1])
+        expanded = cotangents.unsqueeze(1).expand(count, b, cotangents.shape[1])
+        return torch.func.vmap(product, chunk_size=_rows_a_chunk(self._y))(expanded).transpose(0, 1)
 
     def hessian(self) -> Hessians:
-        return self._rows(self._gradient, self.hessian_product)
+        return self._rows(_unit_cotangents(self._gradient), self.hessian_product)
 
     def jacobian(self) -> Jacobians:
-        zero = torch.zeros_like(self._gradient)
-        return self._rows(self._a, lambda w: self._transpose((zero, w))[0])
+        return self.jacobian_products(_unit_cotangents(self._a))
 
     def hessian_product(self, direction: Variables) -> Variables:
         return self._transpose((direction, torch.zeros_like(self._a)))[0]
+
+    def hessian_products(self, directions: Directions) -> Products:
+        return self._rows(directions, self.hessian_product)
+
+    def jacobian_product(self, direction: Variables) -> Rows:
+        zero = torch.zeros_like(self._gradient)
+        twice: Any = torch.func.vjp(lambda w: self._transpose((zero, w))[0], torch.zeros_like(self._a))[1]
+        return twice(direction)[0]
+
+    def jacobian_products(self, cotangents: Directions) -> Products:
+        zero = torch.zeros_like(self._gradient)
+        return self._rows(cotangents, lambda w: self._transpose((zero, w))[0])
 
     def _of_tensors(self, positions: Sequence[int]) -> Callable[..., tuple[Tensor, Tensor]]:
         def system(*chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from declarative.typing import Hessians, Jacobians, Rows, Values, Variables
+from declarative.typing import Directions, Hessians, Jacobians, Products, Rows, Values, Variables
 
 
 class Linearisation(Protocol):
@@ -42,6 +42,18 @@ class Linearisation(Protocol):
 
     def hessian_product(self, direction: Variables) -> Variables:
         """H d, from one product."""
+        ...
+
+    def hessian_products(self, directions: Directions) -> Products:
+        """H d for c directions that the batch shares, from c products."""
+        ...
+
+    def jacobian_product(self, direction: Variables) -> Rows:
+        """A d, from two products."""
+        ...
+
+    def jacobian_products(self, cotangents: Directions) -> Products:
+        """Aᵀw for c combinations of constraints that the batch shares, from c products."""
         ...
 
     def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:

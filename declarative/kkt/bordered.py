@@ -6,6 +6,7 @@ A keeps all its rows. An inactive row i is replaced by e_i: its column of Aᵀ v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,7 @@ class IrregularPolicy:
         batch: b, for messages.
         name: the node's name, for messages.
         damping: δ: the solve is with H + δI and −δI in the corner.
+        places: where the samples of a sub-batch belong; None: where they stand.
     """
 
     choice: str
@@ -38,6 +40,7 @@ class IrregularPolicy:
     name: str
     damping: float = 0.0
     report: DerivativeReport = field(default_factory=DerivativeReport)
+    places: Sequence[int] | None = None
 
     def damp(self, matrix: Tensor) -> Tensor:
         """K + diag(δ, −δ), if damping was asked for."""
@@ -58,7 +61,7 @@ class IrregularPolicy:
     def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
         """Apply the choice to the singular samples."""
         causes = [diagnose(k, self.size) for k in matrix]
-        places = [int(i) % max(1, self.batch) for i in samples]
+        places = [int(i) % max(1, self.batch) if self.places is None else self.places[int(i)] for i in samples]
         self.report.irregular.update(zip(places, causes, strict=True))
         if self.choice == "raise":
             named = "; ".join(

@@ -12,7 +12,7 @@ from declarative.problem import Layout, Problem
 from declarative.solution import Status
 from declarative.solvers.base import Iterate, Solver, State, decide, iterate, start_from
 from declarative.solvers.line_search import LineSearch
-from declarative.solvers.step import ReducedModel
+from declarative.solvers.structured_step import model_at
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Newton(Solver):
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
         at = linearise(problem, y, state["equality"])
         h, f = at.constraints, at.objective
-        jacobian = at.jacobian()
-        model = ReducedModel(at.hessian(), jacobian)
+        model = model_at(problem, at, y, state["equality"])
         step, change = model.solve(at.gradient, -h)
         equality = state["equality"] + change
         # The model is of L at the old ν, so its multipliers are a change of ν. The merit function f + ρ‖h‖₁ needs ∇f.
+        jacobian = at.jacobian()
         gradient = at.gradient - (jacobian.mT @ state["equality"].unsqueeze(-1)).squeeze(-1)
         infeasibility = h.abs().sum(1)
         largest = equality.abs().amax(1) if equality.shape[1] else torch.zeros_like(f)

@@ -77,6 +77,10 @@ class Operator(ABC):
         """(b, min(r, c))"""
         return self.to_dense().diagonal(dim1=-2, dim2=-1)
 
+    def is_positive_definite(self) -> Tensor:
+        """(b,) bool, of a symmetric operator."""
+        return torch.linalg.cholesky_ex(self.to_dense()).info == 0
+
     def _check(self, name: str, x: Tensor, size: int) -> None:
         b = self.shape[0]
         if x.ndim not in (2, 3) or x.shape[0] != b or x.shape[1] != size:

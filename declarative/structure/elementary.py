@@ -81,3 +81,6 @@ class DiagonalOperator(Operator):
 
     def diagonal(self) -> Tensor:
         return self.values
+
+    def is_positive_definite(self) -> Tensor:
+        return (self.values > 0).all(1)

@@ -1,0 +1,127 @@
+"""From a node's tags and hooks to the operators H and A at a point, forming only what they need."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from declarative.engines.autodiff import linearise
+from declarative.engines.base import Linearisation
+from declarative.problem import Problem
+from declarative.solution import Solution
+from declarative.structure.base import Operator
+from declarative.structure.constraints import Constant, ScaledIdentityInput, Sparse
+from declarative.structure.elementary import DenseOperator
+from declarative.structure.sparse import SparseOperator
+from declarative.structure.tags import Tag
+from declarative.transforms import is_wrapped
+
+_constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Operator, Any]]] = weakref.WeakKeyDictionary()
+
+
+def is_structured(node: Any) -> bool:
+    """Whether anything is declared about H."""
+    return node.hessian_structure is not None or node.hessian is not None
+
+
+def hessian_operator(problem: Problem, at: Linearisation, solution: Solution) -> Operator:
+    """H (b, m, m), by the node's hook, its tag, or dense."""
+    node, m = problem.node, solution_size(problem)
+    if node.hessian is not None:
+        return _from_hook(problem, "hessian", solution, (problem.batch, m, m))
+    tag = node.hessian_structure
+    if tag is None:
+        return DenseOperator(at.hessian())
+    if not isinstance(tag, Tag):
+        raise TypeError(f"{problem.name}.hessian_structure must be a tag from declarative.structure, such as Diagonal(), got {tag!r}")
+    return tag.operator(at.hessian_products(tag.directions(m, at.gradient)))
+
+
+def jacobian_operator(problem: Problem, at: Linearisation, solution: Solution) -> Operator | None:
+    """A (b, k, m), likewise; None without constraints."""
+    node, m, k = problem.node, solution_size(problem), at.constraints.shape[1]
+    if k == 0:
+        return None
+    if node.constraint_jacobian is not None:
+        return _from_hook(problem, "constraint_jacobian", solution, (problem.batch, k, m))
+    tag = node.constraint_structure
+    if tag is None:
+        return DenseOperator(at.jacobian())
+    if isinstance(tag, Constant):
+        constant = _constant_jacobian(problem, tag, k, m)
+        return DenseOperator(at.jacobian()) if constant is None else _repeated(constant, problem.batch)
+    if not isinstance(tag, Sparse):
+        raise TypeError(f"{problem.name}.constraint_structure must be Constant(...) or Sparse(...) from declarative.structure, got {tag!r}")
+    pattern, colours = tag.colouring(k, m)
+    count = int(colours.max()) + 1
+    cotangents = (colours == torch.arange(count).unsqueeze(1)).to(at.constraints)
+    products = at.jacobian_products(cotangents)
+    place = colours[pattern.rows.cpu()].to(products.device)
+    return SparseOperator(products[:, place, pattern.columns.to(products.device)], pattern)
+
+
+def mixed_identity(problem: Problem, tag: Any, u: Tensor) -> Tensor:
+    """x̄ = −Bᵀu of the input whose B is declared a multiple of the identity."""
+    if not isinstance(tag, ScaledIdentityInput):
+        raise TypeError(f"{problem.name}.mixed_structure must be ScaledIdentityInput(...) from declarative.structure, got {tag!r}")
+    if not 0 <= tag.input < problem.inputs or problem.in_dims[tag.input] is None or problem.tensors[tag.input][:1].numel() != u[:1].numel():
+        raise ValueError(
+            f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, batched, with as many numbers as y ({u.shape[1]})"
+        )
+    return -tag.scale * u.reshape(problem.tensors[tag.input].shape)
+
+
+def solution_size(problem: Problem) -> int:
+    """m"""
+    if problem.layout is None:
+        raise RuntimeError(f"{problem.name}: the shape of y is not known yet")
+    return problem.layout.size
+
+
+def _from_hook(problem: Problem, hook: str, solution: Solution, expected: tuple[int, int, int]) -> Operator:
+    operator = problem.call_batched(hook, solution)
+    if not isinstance(operator, Operator):
+        raise TypeError(f"{problem.name}.{hook} must return an operator of declarative.structure, such as DiagonalOperator(d), got {type(operator).__name__}")
+    if operator.shape != expected:
+        raise ValueError(f"{problem.name}.{hook} returned a {type(operator).__name__} of shape {operator.shape}; expected {expected} (batch, rows, columns)")
+    return operator
+
+
+def _repeated(operator: Operator, batch: int) -> Operator:
+    return operator.with_tensors([t.expand(batch, *t.shape[1:]) for t in operator.tensors])
+
+
+def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> Operator | None:
+    """A of one made-up instance, (1, k, m), kept for the node; None where its parameters are being transformed."""
+    lifted = problem.tensors[problem.inputs :]
+    if any(is_wrapped(t) or dim is not None for t, dim in zip(lifted, problem.in_dims[problem.inputs :], strict=True)):
+        return None
+    like = problem.like
+    shapes = tuple(tuple(t.shape[1:] if dim == 0 else t.shape) for t, dim in zip(problem.tensors[: problem.inputs], problem.in_dims, strict=False))
+    # A parameter that is set anew, or changed in place, makes another entry.
+    versions = tuple((id(t), t._version) for t in lifted)
+    key = (tag, k, m, shapes, like.dtype, like.device, problem.layout, versions)
+    known = _constants.setdefault(problem.node, {})
+    if key not in known:
+        generator = torch.Generator().manual_seed(0)
+        made_up = [torch.rand(shape, generator=generator, dtype=torch.float64).add(0.5).to(like.device, like.dtype) for shape in (*shapes, (1, m))]
+        one = replace(problem, in_dims=tuple(None for _ in problem.in_dims), batch=1).with_tensors([*made_up[:-1], *(t.detach() for t in lifted)])
+        with torch.no_grad():
+            matrix = linearise(one, made_up[-1]).jacobian().detach()
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"{problem.name}.constraint_structure = Constant(...): the Jacobian is not finite at a made-up point, so it is not constant")
+        known.clear()
+        # With the tensors themselves, so that their ids stay theirs.
+        known[key] = (DenseOperator(matrix) if tag.structure is None else SparseOperator.from_dense(matrix)), lifted
+    return known[key][0]
+
+
+def read_solution(problem: Problem, y: Tensor, equality: Tensor, inequality: Tensor, active: Tensor) -> Solution:
+    """What a hook sees: y in the user's shape, and the multipliers."""
+    if problem.layout is None:
+        raise RuntimeError(f"{problem.name}: the shape of y is not known yet")
+    return Solution(problem.layout.unpack(y), equality, inequality, active)
