@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative.batching import batched
+from declarative.errors import TRANSFORMED, lost_gradient
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
 
 
@@ -150,6 +151,9 @@ class Problem:
             f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y))
             return f, h, g
         except Exception as error:
+            if isinstance(error, RuntimeError) and "wrapper == nullptr" in str(error):
+                # What torch says of a tensor that belongs to a level of torch.func which the engine has left.
+                raise lost_gradient(self.name, TRANSFORMED) from error
             shapes = ", ".join(str(tuple(t.shape[1:] if d == 0 else t.shape)) for t, d in zip(args[: self.inputs], self.in_dims, strict=False))
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")
             raise

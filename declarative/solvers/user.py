@@ -26,6 +26,9 @@ class UserSolve(Solver):
             may be meant, to be polished.
     """
 
+    def accepted(self, eps: float) -> float:
+        return eps**0.25 if self.tolerance is None else max(self.tolerance, eps**0.5)
+
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         if init:
             raise ValueError(f"{problem.name} finds y by its own solve, which takes no warm start; leave init=None")
