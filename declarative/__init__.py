@@ -3,10 +3,11 @@
 State a problem for one instance as a `DeclarativeNode`; get a batched layer with exact derivatives of every order.
 """
 
-from declarative import solvers
+from declarative import solvers, structure
 from declarative.certificate import Certificate, certify
-from declarative.differentiation import Implicit
-from declarative.errors import CapturedTensorError, IrregularPointError, SolverError, SolverWarning
+from declarative.detect import Detection, detect_structure
+from declarative.differentiation import MINRES, Auto, ConjugateGradients, Direct, Explanation, Implicit
+from declarative.errors import CapturedTensorError, IrregularPointError, SolverError, SolverWarning, StructureError
 from declarative.node import DeclarativeNode
 from declarative.solution import DerivativeReport, Solution, Status
 from declarative.verify import Report, verify
@@ -14,10 +15,16 @@ from declarative.verify import Report, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "MINRES",
+    "Auto",
     "CapturedTensorError",
     "Certificate",
+    "ConjugateGradients",
     "DeclarativeNode",
     "DerivativeReport",
+    "Detection",
+    "Direct",
+    "Explanation",
     "Implicit",
     "IrregularPointError",
     "Report",
@@ -25,7 +32,10 @@ __all__ = [
     "SolverError",
     "SolverWarning",
     "Status",
+    "StructureError",
     "certify",
+    "detect_structure",
     "solvers",
+    "structure",
     "verify",
 ]

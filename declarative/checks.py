@@ -126,7 +126,7 @@ class Checks:
         names = {name: position for position, names in enumerate(self.problem.lifted, len(self.inputs)) for name in names}
         positions = [*range(len(self.inputs)), *(names[name] for name in self.parameters)]
         floor = 1e-6 * float(v.abs().max())
-        error = max((_relative(a.double(), reference[k], floor) for a, k in zip(moved, positions, strict=True)), default=0.0)
+        error = max((relative_error(a.double(), reference[k], floor) for a, k in zip(moved, positions, strict=True)), default=0.0)
         return [Row("vjp = dense formula", error, self.exact, "K, B, C formed by torch.func on one instance at a time")]
 
     def finite_differences(self) -> list[Row]:
@@ -218,11 +218,11 @@ class Checks:
         for i in range(self.problem.batch):
             inputs = tuple(x if dim is None else x.select(dim, i) for x, dim in zip(self.inputs, self.dims, strict=True))
             alone = Checks(self.node, inputs, alone_dims, 1, 0)
-            worst = max(worst, _relative(alone._flat(alone.leaves)[0], y[i]))
+            worst = max(worst, relative_error(alone._flat(alone.leaves)[0], y[i]))
             own = alone._vjp(alone.leaves, v[i : i + 1])
             for k, dim in enumerate(self.dims):
                 if dim is not None:
-                    worst = max(worst, _relative(own[k], gradients[k].select(dim, i), 1e-6 * float(v.abs().max())))
+                    worst = max(worst, relative_error(own[k], gradients[k].select(dim, i), 1e-6 * float(v.abs().max())))
         return [Row("batch = its samples one by one", worst, self.exact)]
 
     def side_effects(self) -> list[Row]:
@@ -254,7 +254,7 @@ def _batch_first(gradient: Tensor, dim: Any, single: bool) -> Tensor:
     return gradient if dim is None else gradient.movedim(dim, 0)
 
 
-def _relative(a: Tensor, b: Tensor, floor: float = 1e-30) -> float:
+def relative_error(a: Tensor, b: Tensor, floor: float = 1e-30) -> float:
     """‖a − b‖∞ relative to the larger of the two, and not less than `floor`."""
     if not a.numel():
         return 0.0

@@ -8,7 +8,11 @@ class SolverError(RuntimeError):
     """No acceptable solution was found for some samples, and the solver's ``on_failure`` is ``"raise"``."""
 
 
-class SingularOperatorError(ValueError):
+class StructureError(ValueError):
+    """What a node declares about its derivatives (a tag, a hook) does not fit or does not hold."""
+
+
+class SingularOperatorError(StructureError):
     """An operator that was to be inverted is singular."""
 
 
@@ -18,6 +22,18 @@ class IrregularPointError(RuntimeError):
 
 class CapturedTensorError(ValueError):
     """The statement uses a tensor that requires grad but was neither passed as an input nor registered."""
+
+
+def lost_gradient(node: str, what: str) -> CapturedTensorError:
+    """The error about a tensor that the statement uses behind the engine's back."""
+    return CapturedTensorError(
+        f"the statement of {node} uses {what}, which requires grad but was neither passed as an input nor registered "
+        "on the node: its gradient would be lost. Pass it as an input (node(x, w), in_dims=(0, None) if the batch shares it), assign it to the node "
+        "as a torch.nn.Parameter, a buffer or a submodule, or use its .detach() if no gradient is wanted"
+    )
+
+
+TRANSFORMED = "a tensor that a torch.func transform differentiates or maps"
 
 
 class SolverWarning(UserWarning):

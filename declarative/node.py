@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from declarative.differentiation.explanation import Explanation, explain
 from declarative.differentiation.implicit import Implicit
 from declarative.problem import Layout, Problem, lift
 from declarative.solution import DerivativeReport, Point, Solution, Solved
@@ -128,6 +129,12 @@ class DeclarativeNode(nn.Module):
     constraint_jacobian: Callable[..., Operator] | None = None
     """constraint_jacobian(self, *inputs, solution) -> operator: A in closed form, (b, p + q, m), equalities first."""
 
+    solve_kkt: Callable[..., tuple[Any, Tensor]] | None = None
+    """solve_kkt(self, inputs, solution, rhs_y, rhs_multipliers) -> (u, w): H u + Aᵀw = rhs_y, A u = rhs_multipliers. Need not be differentiable."""
+
+    vjp: Callable[..., tuple[Tensor, ...]] | None = None
+    """vjp(self, inputs, solution, cotangent) -> one gradient for each input: the whole backward pass by hand, in differentiable torch."""
+
     # Using it.
 
     @_uncompiled
@@ -154,6 +161,19 @@ class DeclarativeNode(nn.Module):
             init: a warm start: an earlier `Solution` of the same shapes, or y alone.
         """
         return self._run(inputs, in_dims, init)
+
+    def explain(self, *inputs: Tensor, in_dims: InDims = 0) -> Explanation:
+        """What the backward pass at these inputs will form and how it will solve, why, and what that costs. `print` it.
+
+        Args:
+            inputs, in_dims: as in calling the node; only their shapes matter.
+        """
+        problem, _, _ = prepare(self, inputs, in_dims)
+        with torch.no_grad():
+            y, layout = choose_solver(self, problem).start(problem, ())
+            problem = problem.with_layout(layout).with_tensors([t.detach() for t in problem.tensors])
+            _, h, g = problem.evaluate(y)
+        return explain(self, problem.name, problem.batch, layout.size, h.shape[1] + g.shape[1])
 
     def _run(self, inputs: tuple[Tensor, ...], in_dims: InDims, init: Any) -> Solution:
         problem, single, dtype = prepare(self, inputs, in_dims)

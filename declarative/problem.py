@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative.batching import batched
+from declarative.errors import TRANSFORMED, lost_gradient
 from declarative.structure.base import Operator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
 
@@ -151,17 +152,21 @@ class Problem:
             f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y))
             return f, h, g
         except Exception as error:
+            if isinstance(error, RuntimeError) and "wrapper == nullptr" in str(error):
+                # What torch says of a tensor that belongs to a level of torch.func which the engine has left.
+                raise lost_gradient(self.name, TRANSFORMED) from error
             shapes = ", ".join(str(tuple(t.shape[1:] if d == 0 else t.shape)) for t, d in zip(args[: self.inputs], self.in_dims, strict=False))
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")
             raise
 
-    def call_batched(self, method: str, *extra: Any) -> Any:
+    def call_batched(self, method: str, *extra: Any, packed: bool = False) -> Any:
         """The node's own batch-first method (`solve`, `initial_guess`, a hook) on the inputs, shared ones expanded to the batch.
 
         Where a lifted parameter differs between samples (an ensemble under vmap) the method runs one sample at a time.
 
         Args:
-            extra: what it takes besides: dataclasses of batch-first tensors.
+            extra: what it takes besides: tensors, and dataclasses of tensors, batch first.
+            packed: the inputs come as one tuple.
         """
         inputs = tuple(
             tensor if dim == 0 else tensor.expand(self.batch, *tensor.shape)
@@ -169,11 +174,12 @@ class Problem:
         )
         lifted, lifted_dims = self.tensors[self.inputs :], self.in_dims[self.inputs :]
         if all(dim is None for dim in lifted_dims):
-            return getattr(self.bound_node(lifted), method)(*inputs, *extra)
+            return getattr(self.bound_node(lifted), method)(*((inputs,) if packed else inputs), *extra)
         outcomes = []
         for i in range(self.batch):
             node = self.bound_node([t[i] if d == 0 else t for t, d in zip(lifted, lifted_dims, strict=True)])
-            outcomes.append(getattr(node, method)(*(x[i : i + 1] for x in inputs), *(_sample(e, i) for e in extra)))
+            own = tuple(x[i : i + 1] for x in inputs)
+            outcomes.append(getattr(node, method)(*((own,) if packed else own), *(_sample(e, i) for e in extra)))
         return _concatenate(outcomes)
 
     def select(self, index: Tensor) -> Problem:

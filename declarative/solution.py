@@ -47,6 +47,7 @@ class DerivativeReport:
         residual: (b,) relative residual of the linear solve, always of the system WITHOUT damping.
         refined: how many steps of iterative refinement that took.
         damping, smoothing: what the caller asked for; 0 by default.
+        method: how the linear system was solved.
     """
 
     policy: str = "raise"
@@ -55,6 +56,7 @@ class DerivativeReport:
     refined: int = 0
     damping: float = 0.0
     smoothing: float = 0.0
+    method: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ class Solution:
         stationarity: (b,) ‖∇_y L‖∞ relative to the scale of the gradient's terms.
         violation: (b,) largest violation of a constraint, in units of y relative to 1 + ‖y‖∞.
         report: what the backward pass did, once it has run.
+        workspace: whatever a node's `solve` hands to its `solve_kkt`, a factorisation for one.
     """
 
     y: Output
@@ -88,6 +91,7 @@ class Solution:
     stationarity: Tensor | None = None
     violation: Tensor | None = None
     report: DerivativeReport | None = None
+    workspace: Any = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,10 @@ class Solved:
         point: the solution.
         layout: the shape of y (a `declarative.problem.Layout`).
         linearisation: the KKT system at the point, if the solve has it at hand: the backward pass need not build it again.
+        workspace: what the node's own solve left for its `solve_kkt`; None once the point was polished.
     """
 
     point: Point
     layout: Any
     linearisation: Any = None
+    workspace: Any = None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from declarative.checks import Checks, Row
+from declarative.checks import Checks, Row, relative_error
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
 from declarative.engines.blocks import hessian_operator, is_structured, jacobian_operator, read_solution
@@ -34,7 +35,7 @@ def structure_rows(checks: Checks) -> list[Row]:
     """Rows for each declaration that the node makes; none if it makes none."""
     node = checks.node
     declared_rows = node.constraint_structure is not None or node.constraint_jacobian is not None
-    if not is_structured(node) and not declared_rows:
+    if not is_structured(node) and not declared_rows and node.mixed_structure is None and node.solve_kkt is None and node.vjp is None:
         return []
     found = list(places(checks))
     rows = []
@@ -51,8 +52,12 @@ def structure_rows(checks: Checks) -> list[Row]:
             if operator is not None:
                 pairs.append((place, operator.to_dense(), place.at.jacobian()))
         rows.append(_worst(f"{label} = A", pairs, checks.exact))
+    if node.mixed_structure is not None:
+        rows.append(_mixed_row(node.mixed_structure, found, checks))
     if is_structured(node):
         rows.append(_kkt_row(found[0], checks))
+    if node.solve_kkt is not None or node.vjp is not None:
+        rows.append(_hook_row("vjp hook" if node.vjp is not None else "solve_kkt hook", checks))
     return rows
 
 
@@ -114,6 +119,34 @@ def _worst(name: str, pairs: list[tuple[Place, Tensor, Tensor]], allowed: float)
                 values = (float(matrix[i, row, column]) for matrix in (declared, true))
                 note = "entry ({}, {}) of sample {} {}: declared {:.4g}, is {:.4g}".format(row, column, i, place.name, *values)
     return Row(name, worst, allowed, note)
+
+
+def _mixed_row(tag: Any, found: list[Place], checks: Checks) -> Row:
+    """B dx and C dx of the input, for a random dx."""
+    worst, note, k = 0.0, "", tag.input
+    for place in found:
+        t = checks._random(place.problem.tensors[k])
+        dy, rows = place.at.push_forward({k: t})
+        claimed = tag.scale * t.reshape(dy.shape)
+        error = float(torch.cat([(dy - claimed).flatten(), rows.flatten()]).abs().max() / torch.maximum(dy.abs().max(), claimed.abs().max()))
+        if error > worst:
+            worst = error
+            note = "" if error <= checks.exact else f"{place.name}: B is not {tag.scale:g} I, or a constraint uses input {k}"
+    return Row(f"mixed_structure {tag} = B", worst, checks.exact, note)
+
+
+def _hook_row(label: str, checks: Checks) -> Row:
+    """The node's vjp with its hooks against that without them."""
+    v = checks._cotangent()
+    plain = checks.of(undeclared(checks.node))
+    try:
+        fast = checks._vjp(checks.leaves, v)
+    except (ValueError, TypeError) as error:
+        return Row(f"{label} = generic", float("nan"), checks.exact, str(error))
+    slow = plain._vjp(checks.leaves, v)
+    errors = [relative_error(a, b, 1e-6 * float(v.abs().max())) for a, b in zip(fast, slow, strict=True)]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    return Row(f"{label} = generic", errors[worst], checks.exact, "" if errors[worst] <= checks.exact else f"worst for {checks.names[worst]}")
 
 
 def _kkt_row(place: Place, checks: Checks) -> Row:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from declarative.certificate import Certificate, certify
 from declarative.checks import Checks, Row
-from declarative.errors import IrregularPointError, SolverError
+from declarative.errors import IrregularPointError, SolverError, StructureError
 from declarative.node import DeclarativeNode, InDims, prepare
 from declarative.structure_checks import structure_rows
 
@@ -89,7 +89,7 @@ def verify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, directio
     ):
         try:
             rows.extend(check())
-        except (SolverError, IrregularPointError) as error:
+        except (SolverError, IrregularPointError, StructureError) as error:
             name = "structure" if isinstance(check, partial) else check.__name__.replace("_", " ")
             rows.append(Row(name, float("nan"), 0.0, str(error)))
             if check == checks.solution:  # nothing else can be measured without a solution

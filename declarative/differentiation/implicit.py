@@ -11,26 +11,20 @@ y and λ again, to any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import linearise
-from declarative.engines.base import Linearisation
-from declarative.engines.blocks import hessian_operator, is_structured, jacobian_operator, mixed_identity, read_solution
-from declarative.errors import IrregularPointError, name_samples
-from declarative.kkt.bordered import IRREGULAR_CHOICES, IrregularPolicy, solve_bordered
-from declarative.kkt.schur import solve_structured
+from declarative.differentiation.call import Call, Record, Solve
+from declarative.differentiation.linear_solvers import LinearSolver
+from declarative.differentiation.system import System
+from declarative.kkt.bordered import IRREGULAR_CHOICES
 from declarative.problem import Layout, Problem
-from declarative.solution import DerivativeReport, Point, Solved
-from declarative.transforms import alive, at_outer_levels, reject_legacy_vmap, transforms_active
+from declarative.solution import DerivativeReport, Point
+from declarative.transforms import alive, at_outer_levels, reject_legacy_vmap
 
-# (problem, warm start, positions of the tensors whose gradients will be asked for)
-Solve = Callable[[Problem, tuple[Tensor, ...], Sequence[int]], Solved]
 WEAKLY_ACTIVE_CHOICES = ("inactive", "active", "raise", "nan", "zero")
 
 
@@ -52,6 +46,8 @@ class Implicit:
             of the objective, for every sample. 0: exact.
         damping: δ > 0 solves with H + δI and −δI below it. Biased; the residual in the report is that of the undamped
             system. 0: none.
+        linear_solver: how the KKT system is solved: `Direct()`, `ConjugateGradients()`, `MINRES()`, or `Auto()`, which chooses by
+            what the node declares and by size (`node.explain(...)` says what and why). None: `Auto()`.
 
     Example:
         >>> node = Projection(differentiation=Implicit(irregular="min_norm"))  # doctest: +SKIP
@@ -61,8 +57,11 @@ class Implicit:
     weakly_active: str = "inactive"
     smoothing: float = 0.0
     damping: float = 0.0
+    linear_solver: LinearSolver | None = None
 
     def __post_init__(self) -> None:
+        if self.linear_solver is not None and not isinstance(self.linear_solver, LinearSolver):
+            raise TypeError(f"Implicit(linear_solver=...) must be Auto(), Direct(), ConjugateGradients() or MINRES(), got {self.linear_solver!r}")
         for name, choices in (("irregular", IRREGULAR_CHOICES), ("weakly_active", WEAKLY_ACTIVE_CHOICES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"Implicit({name}=...) must be one of {choices}, got {getattr(self, name)!r}")
@@ -72,68 +71,21 @@ class Implicit:
 
     def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
         """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
-        record = _Record(DerivativeReport(self.irregular, damping=self.damping, smoothing=self.smoothing))
-        call = _Call(self, problem.with_tensors(()), solve, len(init), record)
+        record = Record(DerivativeReport(self.irregular, damping=self.damping, smoothing=self.smoothing))
+        call = Call(self, problem.with_tensors(()), solve, len(init), record)
         outputs = _Solve.apply(call, *problem.tensors, *init)
         return Point(*outputs), record.layout, record.report
-
-
-@dataclass
-class _Record:
-    """What a forward pass leaves for its backward pass, besides tensors."""
-
-    report: DerivativeReport
-    layout: Any = None
-    any_failed: bool = False
-    weakly_active: list[int] = field(default_factory=list)
-    linearisation: Any = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    options: Implicit
-    problem: Problem  # without tensors: those go through the Function
-    solve: Solve
-    init: int
-    record: _Record
-
-    def split(self, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """(the problem's tensors, the warm start's)."""
-        count = len(tensors) - self.init
-        return tensors[:count], tensors[count:]
-
-    def folded(self, size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> tuple[_Call, list[Tensor]]:
-        """This call with one more dimension (vmap's) folded into the batch.
-
-        A tensor that the batch shares but vmap maps needs one copy a sample of its slice.
-        """
-        batch = self.problem.batch
-        in_dims = (*self.problem.in_dims, *([0] * self.init))
-        new_dims: list[int | None] = []
-        new_tensors: list[Tensor] = []
-        for tensor, dim, in_dim in zip(tensors, dims, in_dims, strict=True):
-            if dim is None and in_dim is None:
-                new_dims.append(None)
-                new_tensors.append(tensor)
-                continue
-            outer = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            if in_dim is None:
-                outer = outer.unsqueeze(1).expand(size, batch, *outer.shape[1:])
-            new_dims.append(0)
-            new_tensors.append(outer.reshape(size * batch, *outer.shape[2:]))
-        problem = replace(self.problem, in_dims=tuple(new_dims[: len(self.problem.in_dims)]), batch=size * batch)
-        return replace(self, problem=problem), new_tensors
 
 
 class _Solve(torch.autograd.Function):
     """(problem tensors, warm start) -> the fields of a `Point`; y and the multipliers are differentiable."""
 
     @staticmethod
-    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, init = call.split(tensors)
         wanted = [k for k, t in enumerate(values) if t.requires_grad]
         solved = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init), wanted)
-        call.record.layout, call.record.linearisation = solved.layout, solved.linearisation
+        call.record.layout, call.record.linearisation, call.record.workspace = solved.layout, solved.linearisation, solved.workspace
         call.record.any_failed = not bool(torch.isfinite(solved.point.y).all())
         if solved.point.weakly_active.shape[1]:
             call.record.weakly_active = solved.point.weakly_active.any(1).nonzero().squeeze(1).tolist()
@@ -151,21 +103,21 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        call: _Call = ctx.call
+        call: Call = ctx.call
         reject_legacy_vmap(*cotangents[:3])
-        system = _System(call, tuple(alive(t) for t in ctx.saved_tensors))
+        system = System(call, tuple(alive(t) for t in ctx.saved_tensors))
         wanted = [k for k, needed in enumerate(ctx.needs_input_grad[1 : 1 + system.count]) if needed]
         gradients = dict(zip(wanted, system.pull_back(cotangents[:3], wanted), strict=True))
         return None, *(gradients.get(k) for k in range(system.count)), *([None] * call.init)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        call: _Call = ctx.call
+        call: Call = ctx.call
         reject_legacy_vmap(*tangents)
         count = len(ctx.saved_tensors)
 
         def push(*operands: Tensor) -> tuple[Tensor, ...]:
-            system = _System(call, operands[:count])
+            system = System(call, operands[:count])
             moving = operands[count : count + system.count]
             return system.push_forward({k: t for k, t in enumerate(moving) if t is not None})
 
@@ -173,143 +125,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
-        info: Any, in_dims: tuple[Any, ...], call: _Call, *tensors: Tensor
+        info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded, arguments = call.folded(info.batch_size, in_dims[1:], tensors)
         outputs = _Solve.apply(folded, *arguments)
         return tuple(o.unflatten(0, (info.batch_size, -1)) for o in outputs), (0,) * len(outputs)
-
-
-class _System:
-    """The KKT system at a solution, for the two passes."""
-
-    def __init__(self, call: _Call, saved: tuple[Tensor, ...]) -> None:
-        *tensors, self._y, self._equality, self._inequality, active, weakly_active = saved
-        self._call, self.count = call, len(tensors)
-        self._problem = call.problem.with_tensors(tensors).with_layout(call.record.layout)
-        self._failed = ~torch.isfinite(self._y).all(1) if call.record.any_failed else None
-        self._excluded = [] if self._failed is None else [self._failed]
-        self._undefined = list(self._excluded)
-        self._active = active
-        if call.record.weakly_active:
-            self._treat_weakly_active(weakly_active, call.options.weakly_active)
-        if self._failed is not None:
-            self._substitute(self._failed)
-
-    def _treat_weakly_active(self, weakly_active: Tensor, choice: str) -> None:
-        if choice == "raise":
-            raise IrregularPointError(
-                f"{self._problem.name}: constraints are weakly active at {name_samples(self._call.record.weakly_active, self._problem.batch)}; the "
-                'derivative is one-sided there. Choose a side with Implicit(weakly_active="inactive") or "active", or pass "nan" or "zero"'
-            )
-        if choice == "active":
-            self._active = self._active | weakly_active
-        if choice in ("nan", "zero"):
-            self._excluded.append(weakly_active.any(1))
-        if choice == "nan":
-            self._undefined.append(weakly_active.any(1))
-
-    def _substitute(self, failed: Tensor) -> None:
-        """Evaluate failed samples at a converged neighbour's data, so that their NaN cannot reach what the batch shares.
-
-        Their own results are set in `_solve` afterwards. Gathered by index, not selected: shapes stay fixed under vmap.
-        """
-        positions = torch.arange(failed.shape[0], device=failed.device)
-        index = torch.where(failed, (~failed).to(torch.int8).argmax(), positions)
-        dims = self._problem.in_dims
-        self._problem = self._problem.with_tensors([t[index] if d == 0 else t for t, d in zip(self._problem.tensors, dims, strict=True)])
-        self._y, self._equality, self._inequality, self._active = (t[index] for t in (self._y, self._equality, self._inequality, self._active))
-
-    def _weights(self, at: Linearisation) -> Tensor | None:
-        """ρ of each row: 1 where it counts as an equation, 0 where not, between with smoothing. None: all are 1."""
-        if not self._active.shape[1]:
-            return None
-        ones = torch.ones_like(self._equality)
-        weights = self._active.to(ones.dtype)
-        tau = self._call.options.smoothing
-        if tau > 0:
-            # The pair (s̃, μ̃) with s̃ μ̃ = τ and the same μ − s; ρ² = μ̃ / (s̃ + μ̃).
-            difference = self._inequality + at.constraints[:, ones.shape[1] :]
-            root = (difference * difference + 4 * tau).sqrt()
-            weights = (0.5 + 0.5 * difference / root).clamp_min(0).sqrt()
-        return torch.cat([ones, weights], 1)
-
-    def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor, used: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """(u, w), by the policies. `used()` (b,) says which samples anything is asked of: 0 · undefined counts as 0."""
-        solve = self._solver(at, self._policy())
-        if not self._excluded:
-            return solve(side_y, side_rows)
-        # Samples without a derivative: their right-hand side is zero, and NaN is put in place of their result unless "zero" was chosen.
-        column = torch.stack(self._excluded).any(0).unsqueeze(1)
-        side_y, side_rows = torch.where(column, 0.0, side_y), torch.where(column, 0.0, side_rows)
-        u, w = solve(side_y, side_rows)
-        for undefined in self._undefined:
-            marked = (undefined & used()).unsqueeze(1)
-            u, w = torch.where(marked, torch.nan, u), torch.where(marked, torch.nan, w)
-        return u, w
-
-    def _solver(self, at: Linearisation, policy: IrregularPolicy) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(v, v_λ) ↦ (u, w), with what the node says of its structure."""
-        weights = self._weights(at)
-        if not is_structured(self._problem.node):
-            return partial(solve_bordered, policy, at.hessian(), at.jacobian(), weights)
-        solution = read_solution(self._problem, self._y, self._equality, self._inequality, self._active)
-        return partial(solve_structured, policy, hessian_operator(self._problem, at, solution), jacobian_operator(self._problem, at, solution), weights)
-
-    def _policy(self) -> IrregularPolicy:
-        options = self._call.options
-        return IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, self._call.record.report)
-
-    def _undefined_where_singular(self, at: Linearisation, used: Tensor) -> Tensor:
-        """(b, 1): NaN in singular samples whose inputs move, zero elsewhere.
-
-        A right-hand side (B; C) dx that happens to vanish does not make the derivative zero there, as it does where the
-        cotangent vanishes; a solve with a right-hand side that does not vanish shows which samples these are.
-        """
-        shown = used.to(self._y.dtype).unsqueeze(1)
-        policy = replace(self._policy(), report=DerivativeReport())
-        u, _ = self._solver(at, policy)(shown.expand(self._y.shape), torch.zeros_like(at.constraints))
-        return 0 * u.sum(1, keepdim=True)
-
-    def _linearisation_kept(self) -> Linearisation | None:
-        """The graph that the forward pass measured its residuals on: good for one backward pass that is not recorded."""
-        kept, self._call.record.linearisation = self._call.record.linearisation, None
-        if kept is None or self._failed is not None or torch.is_grad_enabled() or transforms_active():
-            return None
-        return kept.with_multipliers(self._equality, self._inequality)
-
-    def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:
-        """x̄ for the wanted tensors."""
-        v, v_equality, v_inequality = (
-            torch.zeros_like(output) if c is None else c for c, output in zip(cotangents, (self._y, self._equality, self._inequality), strict=True)
-        )
-        if self._problem.batch == 0 or not wanted:
-            return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
-        identity = self._problem.node.mixed_structure
-        through = wanted if identity is None else [k for k in wanted if k != identity.input]
-        at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, through)
-        side_rows = torch.cat([v_equality, v_inequality], 1)
-        u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
-        gradients = dict(zip(through, (-g for g in at.pull_back(u, w, through)), strict=True)) if through else {}
-        if identity is not None and identity.input in wanted:
-            gradients[identity.input] = mixed_identity(self._problem, identity, u)
-        return [gradients[k] for k in wanted]
-
-    def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(dy, dν, dμ) for tangents of the problem's tensors."""
-        p = self._equality.shape[1]
-        if self._problem.batch == 0 or not tangents:
-            return torch.zeros_like(self._y), torch.zeros_like(self._equality), torch.zeros_like(self._inequality)
-        at = linearise(self._problem, self._y, self._equality, self._inequality, list(tangents))
-        side_y, side_rows = at.push_forward(tangents)
-        dy, rows = self._solve(at, -side_y, -side_rows, lambda: self._moving(tangents))
-        if self._call.options.irregular == "nan":
-            undefined = self._undefined_where_singular(at, self._moving(tangents))
-            dy, rows = dy + undefined, rows + undefined
-        return dy, rows[:, :p], rows[:, p:]
-
-    def _moving(self, tangents: dict[int, Tensor]) -> Tensor:
-        """(b,) whether any input of the sample has a tangent other than zero."""
-        batch = self._problem.batch
-        moving = [(t != 0).reshape(batch, -1).any(1) if self._problem.in_dims[k] == 0 else (t != 0).any().expand(batch) for k, t in tangents.items()]
-        return torch.stack(moving).any(0)

@@ -79,7 +79,7 @@ class Auto:
         if hook:
             return Direct(), "H comes from the node's hook, and is solved with by its structure"
         if tag is not None and not isinstance(tag, Dense):
-            return Direct(), f"H is declared {tag}: {tag.products(m)} products form it, and it is solved with by its structure"
+            return Direct(), f"H is declared {tag}, and is solved with by its structure"
         if m < _MATRIX_FREE_SIZE and batch * m * m < _MATRIX_FREE_WORK:
             return Direct(), f"nothing is declared about H, and at m = {m}, batch {batch} forming it costs less than a few dozen products one after the other"
         if 4 * k > m:
@@ -93,3 +93,12 @@ class Auto:
 
 
 LinearSolver = Auto | Direct | ConjugateGradients | MINRES
+
+
+def choose(solver: LinearSolver | None, node: Any, batch: int, m: int, k: int, exact_rows: bool) -> tuple[Direct | ConjugateGradients | MINRES, str]:
+    """What serves a node at this size, and why."""
+    if solver is None or isinstance(solver, Auto):
+        return (solver or Auto()).choose(node.hessian_structure, node.hessian is not None, batch, m, k, exact_rows)
+    if not exact_rows and not isinstance(solver, Direct):
+        raise ValueError(f"{type(solver).__name__} cannot be combined with smoothing or damping, which need the matrix itself; use Direct() or Auto()")
+    return solver, "chosen by the caller"

@@ -172,6 +172,9 @@ class GraphLinearisation:
             return torch.zeros_like(self._a)
         return torch.autograd.grad(pulled, w, direction, create_graph=self._create_graph, retain_graph=True)[0]
 
+    def jacobian_transposed_product(self, rows: Rows) -> Variables:
+        return self._derivative(self._a, rows)
+
     def jacobian_products(self, cotangents: Directions) -> Products:
         return self._rows(self._a, cotangents)
 
@@ -259,6 +262,9 @@ class FunctionalLinearisation:
         zero = torch.zeros_like(self._gradient)
         twice: Any = torch.func.vjp(lambda w: self._transpose((zero, w))[0], torch.zeros_like(self._a))[1]
         return twice(direction)[0]
+
+    def jacobian_transposed_product(self, rows: Rows) -> Variables:
+        return self._transpose((torch.zeros_like(self._gradient), rows))[0]
 
     def jacobian_products(self, cotangents: Directions) -> Products:
         zero = torch.zeros_like(self._gradient)

@@ -52,6 +52,10 @@ class Linearisation(Protocol):
         """A d, from two products."""
         ...
 
+    def jacobian_transposed_product(self, rows: Rows) -> Variables:
+        """Aᵀw, from one product."""
+        ...
+
     def jacobian_products(self, cotangents: Directions) -> Products:
         """Aᵀw for c combinations of constraints that the batch shares, from c products."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
+from declarative.errors import StructureError
 from declarative.problem import Problem
 from declarative.solution import Solution
 from declarative.structure.base import Operator
@@ -69,10 +71,28 @@ def mixed_identity(problem: Problem, tag: Any, u: Tensor) -> Tensor:
     if not isinstance(tag, ScaledIdentityInput):
         raise TypeError(f"{problem.name}.mixed_structure must be ScaledIdentityInput(...) from declarative.structure, got {tag!r}")
     if not 0 <= tag.input < problem.inputs or problem.in_dims[tag.input] is None or problem.tensors[tag.input][:1].numel() != u[:1].numel():
-        raise ValueError(
+        raise StructureError(
             f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, batched, with as many numbers as y ({u.shape[1]})"
         )
     return -tag.scale * u.reshape(problem.tensors[tag.input].shape)
+
+
+def hook_vjp(problem: Problem, solution: Solution, v: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+    """x̄ of these inputs from the node's `vjp`, summed where the batch shares an input."""
+    if problem.layout is None:
+        raise RuntimeError(f"{problem.name}: the shape of y is not known yet")
+    gradients = problem.call_batched("vjp", solution, problem.layout.unpack(v), packed=True)
+    if not isinstance(gradients, tuple | list) or len(gradients) != problem.inputs:
+        raise TypeError(f"{problem.name}.vjp must return one gradient for each of {problem.inputs} inputs, as a tuple, got {type(gradients).__name__}")
+    results = []
+    for k in wanted:
+        x, dim = problem.tensors[k], problem.in_dims[k]
+        expected = tuple(x.shape) if dim == 0 else (problem.batch, *x.shape)
+        if not isinstance(gradients[k], Tensor) or tuple(gradients[k].shape) != expected:
+            came = tuple(gradients[k].shape) if isinstance(gradients[k], Tensor) else type(gradients[k]).__name__
+            raise StructureError(f"{problem.name}.vjp: the gradient of input {k} must have shape {expected} (batch first), got {came}")
+        results.append(gradients[k] if dim == 0 else gradients[k].sum(0))
+    return results
 
 
 def solution_size(problem: Problem) -> int:
@@ -87,7 +107,7 @@ def _from_hook(problem: Problem, hook: str, solution: Solution, expected: tuple[
     if not isinstance(operator, Operator):
         raise TypeError(f"{problem.name}.{hook} must return an operator of declarative.structure, such as DiagonalOperator(d), got {type(operator).__name__}")
     if operator.shape != expected:
-        raise ValueError(f"{problem.name}.{hook} returned a {type(operator).__name__} of shape {operator.shape}; expected {expected} (batch, rows, columns)")
+        raise StructureError(f"{problem.name}.{hook} returned a {type(operator).__name__} of shape {operator.shape}; expected {expected} (b, rows, columns)")
     return operator
 
 

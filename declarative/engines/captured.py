@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from declarative.errors import CapturedTensorError
+from declarative.errors import TRANSFORMED, lost_gradient
 from declarative.transforms import is_wrapped
 
 _STATEMENT = ("objective", "equality_constraints", "inequality_constraints")
@@ -26,12 +26,7 @@ def reject_captured(node: Any, roots: tuple[Tensor, ...], leaves: tuple[Tensor, 
     found = [] if foreign else [t for t in _leaves(roots) if id(t) not in known]
     if not found and not foreign:
         return
-    names = [_describe(node, tensor) for tensor in found] or ["a tensor that a torch.func transform differentiates or maps"]
-    raise CapturedTensorError(
-        f"the statement of {type(node).__name__} uses {', '.join(names)}, which requires grad but was neither passed as an input nor registered "
-        "on the node: its gradient would be lost. Pass it as an input (node(x, w), in_dims=(0, None) if the batch shares it), assign it to the node "
-        "as a torch.nn.Parameter, a buffer or a submodule, or use its .detach() if no gradient is wanted"
-    )
+    raise lost_gradient(type(node).__name__, ", ".join([_describe(node, tensor) for tensor in found] or [TRANSFORMED]))
 
 
 def _leaves(roots: tuple[Tensor, ...]) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from declarative.structure.base import Operator
+from declarative.transforms import is_wrapped
 
 # Numbers: (the operator at hand, right-hand sides (b, n, k)) -> solutions.
 Method = Callable[["MatrixFreeKKT", Tensor], Tensor]
@@ -47,11 +48,11 @@ class MatrixFreeKKT(Operator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> MatrixFreeKKT:
         *arguments, y, multipliers, weights = tensors
-        same = all(a is b for a, b in zip(tensors, self.tensors, strict=True))
+        # Detached aliases of the very same numbers keep the linearisation; wrapped tensors have no address to compare.
+        same = not any(is_wrapped(t) for t in (*tensors, *self.tensors)) and all(
+            a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in zip(tensors, self.tensors, strict=True)
+        )
         return replace(self, arguments=tuple(arguments), y=y, multipliers=multipliers, weights=weights, at=self.at if same else None)
-
-    def detached(self) -> MatrixFreeKKT:
-        return replace(super().detached(), at=self.at)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,7 +75,7 @@ class MatrixFreeKKT(Operator):
                 results.append(at.hessian_product(u))
                 continue
             rho = self.weights
-            top = at.hessian_product(u) + at.jacobian_transpose_product(rho * w)
+            top = at.hessian_product(u) + at.jacobian_transposed_product(rho * w)
             results.append(torch.cat([top, rho * at.jacobian_product(u) - (1 - rho * rho) * w], 1))
         return torch.stack(results, -1)
 

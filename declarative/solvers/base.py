@@ -30,6 +30,7 @@ class Iterate:
     inequality: InequalityMultipliers | None
     status: Counts
     iterations: Counts
+    workspace: Any = None  # what a node's own solve left for its solve_kkt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class Solver(ABC):
     def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
         """The flat start: a warm start, or the node's `initial_guess`."""
         return start_from(problem, init)
+
+    def accepted(self, eps: float) -> float:
+        """The relative residual up to which a point that the solver calls a solution passes for one."""
+        return eps**0.5 if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def strict(self) -> Solver:
         """This solver, as exact as it gets (for finite differences)."""

@@ -60,12 +60,12 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)
     point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
-    return Solved(point, layout, optimality.at if wanted else None)
+    return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
 
 
 def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:
     eps = torch.finfo(y.dtype).eps
-    accepted = eps**0.25 if solver.tolerance is None else max(solver.tolerance, eps**0.5)
+    accepted = solver.accepted(eps)
     status = found.status
     # A solver that ran out of steps at a point that passes anyway (or was polished to one) has converged.
     excused = (status == Status.MAX_ITERATIONS) | (status == Status.NOT_STATIONARY)

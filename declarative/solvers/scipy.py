@@ -47,6 +47,9 @@ class SciPy(Solver):
         if self.method is not None and self.method.lower() not in known:
             raise ValueError(f"SciPy(method={self.method!r}) is not a method of scipy.optimize.minimize; choose one of {', '.join(sorted(known))}")
 
+    def accepted(self, eps: float) -> float:
+        return eps**0.25 if self.tolerance is None else max(self.tolerance, eps**0.5)
+
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
         problem = problem.with_layout(layout)

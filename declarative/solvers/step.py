@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from declarative.kkt.null_space import row_space
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Variables
 
 
@@ -22,7 +23,7 @@ class ReducedModel:
         self._constrained = jacobian.shape[1] > 0
         reduced = hessian
         if self._constrained:
-            self._basis, self._pinv = _row_space(jacobian)
+            self._basis, self._pinv = row_space(jacobian)
             scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(torch.finfo(hessian.dtype).tiny)
             half = hessian - (hessian @ self._basis) @ self._basis.mT
             reduced = half - self._basis @ (self._basis.mT @ half) + scale[:, None, None] * (self._basis @ self._basis.mT)
@@ -69,16 +70,3 @@ class ReducedModel:
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _row_space(jacobian: Jacobians) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of the row space, (b, m, r) with zero columns where rows depend, and A⁺ (b, m, k)."""
-    finite = torch.isfinite(jacobian).flatten(1).all(1)
-    safe = torch.where(finite[:, None, None], jacobian, 0.0)
-    left, values, right = torch.linalg.svd(safe, full_matrices=False)
-    cutoff = 10 * max(jacobian.shape[1:]) * torch.finfo(jacobian.dtype).eps * values.amax(-1, keepdim=True)
-    kept = values > cutoff
-    inverse = torch.where(kept, 1 / values, 0.0)
-    basis = right.mT * kept.unsqueeze(-2)
-    basis = torch.where(finite[:, None, None], basis, torch.nan)
-    return basis, (right.mT * inverse.unsqueeze(-2)) @ left.mT

@@ -26,6 +26,9 @@ class UserSolve(Solver):
             may be meant, to be polished.
     """
 
+    def accepted(self, eps: float) -> float:
+        return eps**0.25 if self.tolerance is None else max(self.tolerance, eps**0.5)
+
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         if init:
             raise ValueError(f"{problem.name} finds y by its own solve, which takes no warm start; leave init=None")
@@ -36,7 +39,7 @@ class UserSolve(Solver):
         _, h, g = problem.with_layout(layout).evaluate(flat)
         equality = self._multipliers(problem, "equality_multipliers", found.equality_multipliers, h)
         inequality = self._multipliers(problem, "inequality_multipliers", found.inequality_multipliers, g)
-        return Iterate(flat, equality, inequality, status, iterations), layout
+        return Iterate(flat, equality, inequality, status, iterations, found.workspace), layout
 
     def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:  # noqa: ARG002
         return self._run(problem)[1:]

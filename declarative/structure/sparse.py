@@ -117,7 +117,8 @@ class SparseOperator(Operator):
             entries, places, mask = padded
             # A masked place must not bring in what is not finite there.
             # index_select is twice as fast as indexing.
-            values, taken = self.values.index_select(1, entries.flatten()).unflatten(1, entries.shape), columns.index_select(1, places.flatten()).unflatten(1, places.shape)
+            values = self.values.index_select(1, entries.flatten()).unflatten(1, entries.shape)
+            taken = columns.index_select(1, places.flatten()).unflatten(1, places.shape)
             if mask is not None:
                 values, taken = torch.where(mask, values, 0.0), torch.where(mask.unsqueeze(-1), taken, 0.0)
             return (values.unsqueeze(-1) * taken).sum(1)  # over the first dimension: the others stay contiguous

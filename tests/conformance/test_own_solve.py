@@ -102,7 +102,7 @@ def test_solve_that_knows_its_multipliers():
 def nearly(name, size):
     """The problem's node with a solve that is off by `size` in every entry."""
 
-    def solve(self, *inputs):  # noqa: ARG001
+    def solve(self, *inputs):
         shared = [x if dim == 0 else x[0] for x, dim in zip(inputs, CATALOGUE[name].in_dims, strict=True)]
         y = CATALOGUE[name].closed_form(*shared)
         return y + size * weights(y.shape, seed=4).to(y).sign()
