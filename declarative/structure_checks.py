@@ -127,7 +127,7 @@ def _mixed_row(tag: Any, found: list[Place], checks: Checks) -> Row:
     for place in found:
         t = checks._random(place.problem.tensors[k])
         dy, rows = place.at.push_forward({k: t})
-        claimed = tag.scale * t.reshape(dy.shape)
+        claimed = tag.scale * t.reshape(-1, dy.shape[1]).expand_as(dy)
         error = float(torch.cat([(dy - claimed).flatten(), rows.flatten()]).abs().max() / torch.maximum(dy.abs().max(), claimed.abs().max()))
         if error > worst:
             worst = error

@@ -7,6 +7,8 @@ from problems import (
     affine_fit,
     ball,
     bilevel,
+    chain,
+    coupled,
     cubic_root,
     geometric_median,
     hyperplane,
@@ -20,6 +22,7 @@ from problems import (
     singular_hessian,
     softmax,
     sphere,
+    transport,
 )
 from problems.base import Problem
 
@@ -42,6 +45,9 @@ _MODULES = (
     geometric_median,
     ridge,
     redundant,
+    chain,
+    transport,
+    coupled,
 )
 
 

@@ -12,7 +12,7 @@ from declarative.structure.tags import Dense, Tag
 Preconditioner = Callable[[Any], Operator]
 # Matrix-free pays where forming H costs many sweeps; below, one dense factorisation is cheaper than a few products.
 # Measured on two cores: docs/architecture.md.
-_MATRIX_FREE_SIZE = 300
+_MATRIX_FREE_SIZE = 400
 _MATRIX_FREE_WORK = 2_000_000
 
 
@@ -80,14 +80,14 @@ class Auto:
             return Direct(), "H comes from the node's hook, and is solved with by its structure"
         if tag is not None and not isinstance(tag, Dense):
             return Direct(), f"H is declared {tag}, and is solved with by its structure"
-        if m < _MATRIX_FREE_SIZE and batch * m * m < _MATRIX_FREE_WORK:
+        if m < _MATRIX_FREE_SIZE and (m < _MATRIX_FREE_SIZE // 2 or batch * m * m < _MATRIX_FREE_WORK):
             return Direct(), f"nothing is declared about H, and at m = {m}, batch {batch} forming it costs less than a few dozen products one after the other"
         if 4 * k > m:
             return Direct(), f"{k} constraints on {m} numbers: projecting onto their null space would cost as much as a factorisation"
         if not exact_rows:
             return Direct(), "smoothing and damping need the matrix itself"
         return (
-            ConjugateGradients(max_iterations=max(20, m // 8)),
+            ConjugateGradients(max_iterations=max(40, m // 6)),
             f"nothing is declared about H, and at m = {m}, batch {batch} a few dozen products cost less than forming it; samples that converge slowly go dense",
         )
 

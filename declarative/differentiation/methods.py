@@ -81,12 +81,19 @@ class Method:
         return solution
 
     def _dense(self, kkt: MatrixFreeKKT, rhs: Tensor, index: Tensor) -> Tensor:
-        m = kkt.y.shape[1]
-        part = kkt.with_tensors([t[index] for t in kkt.tensors])
-        at = part.linearised()
+        m, p, whole = kkt.y.shape[1], self.equalities, index.numel() == rhs.shape[0]
+        weights, side = kkt.weights[index], rhs[index]
+        if kkt.at is None:
+            at = kkt.with_tensors([t[index] for t in kkt.tensors]).linearised()
+        elif whole:
+            at = kkt.at
+        else:
+            # What the batch shares stays shared: a copy for each sample would cost a hundred times as much.
+            here = self.problem.with_tensors([t.detach() for t in self.problem.tensors]).select(index)
+            at = linearise(here, kkt.y[index], kkt.multipliers[index, :p], kkt.multipliers[index, p:])
         policy = replace(self.policy, places=[int(i) % max(1, self.policy.batch) for i in index])
-        side = rhs[index]
-        return torch.cat(solve_bordered(policy, at.hessian(), at.jacobian(), part.weights if side.shape[1] > m else None, side[:, :m], side[:, m:]), 1)
+        found = solve_bordered(policy, at.hessian().detach(), at.jacobian().detach(), weights if side.shape[1] > m else None, side[:, :m], side[:, m:])
+        return torch.cat(found, 1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,11 +71,12 @@ def mixed_identity(problem: Problem, tag: Any, u: Tensor) -> Tensor:
     """x̄ = −Bᵀu of the input whose B is declared a multiple of the identity."""
     if not isinstance(tag, ScaledIdentityInput):
         raise TypeError(f"{problem.name}.mixed_structure must be ScaledIdentityInput(...) from declarative.structure, got {tag!r}")
-    if not 0 <= tag.input < problem.inputs or problem.in_dims[tag.input] is None or problem.tensors[tag.input][:1].numel() != u[:1].numel():
+    shared = 0 <= tag.input < problem.inputs and problem.in_dims[tag.input] is None
+    if not 0 <= tag.input < problem.inputs or problem.tensors[tag.input].numel() != (u[:1] if shared else u).numel():
         raise StructureError(
-            f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, batched, with as many numbers as y ({u.shape[1]})"
+            f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, with as many numbers as y ({u.shape[1]})"
         )
-    return -tag.scale * u.reshape(problem.tensors[tag.input].shape)
+    return (-tag.scale * (u.sum(0) if shared else u)).reshape(problem.tensors[tag.input].shape)
 
 
 def hook_vjp(problem: Problem, solution: Solution, v: Tensor, wanted: Sequence[int]) -> list[Tensor]:
@@ -127,8 +129,8 @@ def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> Opera
     key = (tag, k, m, shapes, like.dtype, like.device, problem.layout, versions)
     known = _constants.setdefault(problem.node, {})
     if key not in known:
-        generator = torch.Generator().manual_seed(0)
-        made_up = [torch.rand(shape, generator=generator, dtype=torch.float64).add(0.5).to(like.device, like.dtype) for shape in (*shapes, (1, m))]
+        generator = np.random.default_rng(0)  # numpy's: torch's own is forbidden under vmap
+        made_up = [torch.as_tensor(generator.uniform(0.5, 1.5, shape), dtype=like.dtype, device=like.device) for shape in (*shapes, (1, m))]
         one = replace(problem, in_dims=tuple(None for _ in problem.in_dims), batch=1).with_tensors([*made_up[:-1], *(t.detach() for t in lifted)])
         with torch.no_grad():
             matrix = linearise(one, made_up[-1]).jacobian().detach()

@@ -7,6 +7,7 @@ that is returned is the true one, computed at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-# A gain of less than this over so many steps is no progress: rounding, or a singular system.
+# The rate of convergence is looked at every so many steps.
 _STEPS_BEFORE_JUDGEMENT = 12
 
 
@@ -55,11 +56,11 @@ def _finish(product: Product, unit: Tensor, size: Tensor, z: Tensor, tolerance: 
 
 
 def _hopeless(step: int, limit: int, worst: float, tolerance: float) -> bool:
-    """Whether the rate so far would take more than twice the limit."""
-    if step < _STEPS_BEFORE_JUDGEMENT or not 0 < worst < torch.inf:
+    """Whether the rate so far would take half as many steps again as the limit."""
+    if not 0 < worst < math.inf:
         return False
-    rate = -torch.log(torch.tensor(worst)).item() / step
-    return rate <= 0 or -torch.log(torch.tensor(tolerance)).item() / rate > 2 * limit
+    rate = -math.log(worst) / step
+    return rate <= 0 or -math.log(tolerance) / rate > 1.5 * limit
 
 
 def conjugate_gradients(
@@ -90,7 +91,7 @@ def conjugate_gradients(
         z, r = torch.where(moving, torch.addcmul(z, length, p), z), torch.where(moving, torch.addcmul(r, length, q, value=-1), r)
         sizes = torch.linalg.vector_norm(r, dim=1, keepdim=True)
         moving = moving & (sizes > tolerance)
-        if give_up and _hopeless(step, max_iterations, float(torch.where(moving, sizes, 0.0).max()), tolerance):
+        if give_up and step % _STEPS_BEFORE_JUDGEMENT == 0 and _hopeless(step, max_iterations, float(torch.where(moving, sizes, 0.0).max()), tolerance):
             break
         s = r if precondition is None else precondition(r)
         after = _dot(r, s)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,7 +198,7 @@ def _is_sound(hessian: Operator) -> Tensor:
         return (diagonal > 0).all(1)
     eps, n = torch.finfo(diagonal.dtype).eps, diagonal.shape[1]
     root = torch.maximum(diagonal, eps * diagonal.amax(1, keepdim=True)).sqrt().unsqueeze(-1)
-    signs = torch.randn(n, 1, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(diagonal)
+    signs = torch.as_tensor(np.random.default_rng(n).standard_normal((n, 1)), dtype=diagonal.dtype, device=diagonal.device)
     grown = root * hessian.solve_columns(root * signs)
     return grown.abs().amax((1, 2)) * eps * n**0.5 < 0.1  # false for NaN
 

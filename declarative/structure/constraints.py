@@ -57,7 +57,7 @@ class ScaledIdentityInput:
     linear cost ⟨x, y⟩ (scale 1).
 
     Args:
-        input: the position of the input, which must be batched and have as many numbers as y.
+        input: the position of the input, which must have as many numbers as y.
         scale: the multiple.
     """
 

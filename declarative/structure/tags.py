@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,10 +196,10 @@ class LowRankUpdate(Tag):
 
     def _probes(self, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three times (rank, m), of disjoint supports; the same numbers in every call."""
-        generator = torch.Generator().manual_seed(self._seed)
-        groups = torch.randperm(m, generator=generator) % 3
-        signs = torch.randn(self.rank, m, generator=generator, dtype=torch.float64)
-        first, second, third = ((signs * (groups == g)).to(like) for g in range(3))
+        generator = np.random.default_rng(self._seed)  # numpy's: torch's own is forbidden under vmap
+        groups = generator.permutation(m) % 3
+        numbers = generator.standard_normal((self.rank, m))
+        first, second, third = (torch.as_tensor(numbers * (groups == g), dtype=like.dtype, device=like.device) for g in range(3))
         return first, second, third
 
     def operator(self, products: Tensor) -> Operator:

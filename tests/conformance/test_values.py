@@ -146,7 +146,7 @@ def test_samples_are_mixed():
         active = example.node.solution(*example.inputs, in_dims=example.in_dims).active
         assert len({tuple(row) for row in active.tolist()}) > 1
     assert set(CATALOGUE) == set(catalogue())
-    assert len(CATALOGUE) >= 16
+    assert len(CATALOGUE) >= 19
 
 
 @every_problem
