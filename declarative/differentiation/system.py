@@ -14,7 +14,7 @@ from declarative.differentiation.linear_solvers import ConjugateGradients, Direc
 from declarative.differentiation.methods import CGMethod, HookMethod, Method, MINRESMethod, matrix_free
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
-from declarative.engines.blocks import hessian_operator, hook_vjp, is_structured, jacobian_operator, mixed_identity, read_solution
+from declarative.engines.blocks import check_mixed, hessian_operator, hook_vjp, is_structured, jacobian_operator, mixed_identity, read_solution
 from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
 from declarative.kkt.matrix_free import MatrixFreeKKT
@@ -186,6 +186,8 @@ class System:
 
     def _by_formula(self, v: Tensor, v_equality: Tensor, v_inequality: Tensor, wanted: list[int]) -> list[Tensor]:
         identity = self._problem.node.mixed_structure
+        if identity is not None:
+            check_mixed(self._problem, identity)
         through = wanted if identity is None else [k for k in wanted if k != identity.input]
         at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = torch.cat([v_equality, v_inequality], 1)

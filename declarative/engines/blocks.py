@@ -67,15 +67,22 @@ def jacobian_operator(problem: Problem, at: Linearisation, solution: Solution) -
     return SparseOperator(products[:, place, pattern.columns.to(products.device)], pattern)
 
 
-def mixed_identity(problem: Problem, tag: Any, u: Tensor) -> Tensor:
-    """x̄ = −Bᵀu of the input whose B is declared a multiple of the identity."""
+def check_mixed(problem: Problem, tag: Any) -> None:
+    """A TypeError or `StructureError` unless the node's mixed_structure fits its inputs."""
     if not isinstance(tag, ScaledIdentityInput):
         raise TypeError(f"{problem.name}.mixed_structure must be ScaledIdentityInput(...) from declarative.structure, got {tag!r}")
-    shared = 0 <= tag.input < problem.inputs and problem.in_dims[tag.input] is None
-    if not 0 <= tag.input < problem.inputs or problem.tensors[tag.input].numel() != (u[:1] if shared else u).numel():
-        raise StructureError(
-            f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, with as many numbers as y ({u.shape[1]})"
-        )
+    m = solution_size(problem)
+    fits = 0 <= tag.input < problem.inputs
+    if fits:
+        x = problem.tensors[tag.input]
+        fits = x.numel() == (m if problem.in_dims[tag.input] is None else m * problem.batch)
+    if not fits:
+        raise StructureError(f"{problem.name}.mixed_structure = {tag}: input {tag.input} must be one of the {problem.inputs}, with as many numbers as y ({m})")
+
+
+def mixed_identity(problem: Problem, tag: ScaledIdentityInput, u: Tensor) -> Tensor:
+    """x̄ = −Bᵀu of the input whose B is declared a multiple of the identity."""
+    shared = problem.in_dims[tag.input] is None
     return (-tag.scale * (u.sum(0) if shared else u)).reshape(problem.tensors[tag.input].shape)
 
 

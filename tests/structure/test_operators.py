@@ -1,0 +1,210 @@
+"""One suite for every operator: whatever it does must be what its own dense matrix does."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from declarative.errors import SingularOperatorError
+from declarative.kkt.bordered import IrregularPolicy
+from declarative.kkt.schur import SchurKKT
+from declarative.structure import (
+    BandedOperator,
+    BlockDiagonalOperator,
+    DenseOperator,
+    DiagonalOperator,
+    LowRankUpdateOperator,
+    SparseOperator,
+    SparsePattern,
+)
+from tests.conformance.cases import close, weights
+
+F64 = torch.float64
+
+
+def dense(b, n, seed=1, dtype=F64):
+    return (weights((b, n, n), seed) + 3 * n * torch.eye(n, dtype=F64)).to(dtype)
+
+
+def banded(b, n, dtype=F64, lower=1, upper=2):
+    bands = weights((b, lower + upper + 1, n), 2)
+    bands[:, lower] += 10
+    return BandedOperator(bands.to(dtype), lower, upper)
+
+
+def sparse(b, rows, columns, dtype=F64, share=0.5):
+    mask = torch.as_tensor(np.random.default_rng(rows + columns).random((rows, columns)) < share)
+    pattern = SparsePattern.from_dense(mask)
+    return SparseOperator(weights((b, len(pattern.rows)), 3).to(dtype), pattern)
+
+
+def square_sparse(b, n, dtype=F64):
+    pattern = SparsePattern.from_dense(torch.eye(n) + torch.diag(torch.ones(n - 1), 1) if n > 1 else torch.ones(1, 1))
+    values = weights((b, len(pattern.rows)), 4)
+    return SparseOperator(torch.where(pattern.rows == pattern.columns, values + 5 * values.sign(), values).to(dtype), pattern)
+
+
+def schur(b, n, dtype=F64):
+    """The KKT matrix itself is an operator: m = n, and n // 2 constraints, one of them out."""
+    k = n // 2
+    ones = torch.ones(b, k, dtype=dtype)
+    ones[:, -1:] = 0
+    hessian = DiagonalOperator((weights((b, n), 5).abs() + 1).to(dtype))
+    policy = IrregularPolicy("raise", n, b, "Some")
+    return SchurKKT(policy, hessian, DenseOperator(weights((b, k, n), 6).to(dtype)), ones) if k else SchurKKT(policy, hessian, None, None)
+
+
+OPERATORS = {
+    "dense": lambda b, n, dtype=F64: DenseOperator(dense(b, n, dtype=dtype)),
+    "diagonal": lambda b, n, dtype=F64: DiagonalOperator((weights((b, n), 1) * 2).to(dtype)),
+    "banded": banded,
+    "blocks": lambda b, n, dtype=F64: BlockDiagonalOperator(dense(b * n, 2, dtype=dtype).reshape(b, n, 2, 2)),
+    "low_rank": lambda b, n, dtype=F64: LowRankUpdateOperator(DiagonalOperator(weights((b, n)).abs().to(dtype) + 3), weights((b, n, 2), 2).to(dtype)),
+    "low_rank_on_banded": lambda b, n, dtype=F64: LowRankUpdateOperator(
+        banded(b, n, dtype), weights((b, n, 1), 2).to(dtype), weights((b, 1, 1), 3).to(dtype), weights((b, n, 1), 4).to(dtype)
+    ),
+    "sparse": square_sparse,
+    "schur": schur,
+}
+every_operator = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+
+
+@every_operator
+@pytest.mark.parametrize("b", [0, 1, 3])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_against_its_own_matrix(make, b, n):
+    for dtype, tolerance in ((F64, 1e-11), (torch.float32, 2e-4)):
+        operator = make(b, n, dtype)
+        matrix = operator.to_dense()
+        assert matrix.shape == operator.shape
+        c = operator.shape[2]
+        x, columns = weights((b, c), 7).to(dtype), weights((b, c, 3), 8).to(dtype)
+        close(operator.matmul(x), (matrix @ x.unsqueeze(-1)).squeeze(-1), tolerance)
+        close(operator.matmul(columns), matrix @ columns, tolerance)
+        close(operator.transpose().to_dense(), matrix.mT, tolerance)
+        close(operator.diagonal(), matrix.diagonal(dim1=1, dim2=2), tolerance)
+        close(operator.solve(x), torch.linalg.solve(matrix, x.unsqueeze(-1)).squeeze(-1) if b else x, 10 * tolerance)
+        close(operator.solve(columns), torch.linalg.solve(matrix, columns) if b else columns, 10 * tolerance)
+        assert operator.solve(x).dtype == dtype
+
+
+@every_operator
+def test_derivatives(make):
+    operator = make(2, 4)
+    tensors = [t.detach().clone().requires_grad_() for t in operator.tensors]
+    rhs = weights((2, operator.shape[1], 2), 9).requires_grad_()
+
+    def solve(rhs, *tensors):
+        return operator.with_tensors(tensors).solve(rhs)
+
+    def product(rhs, *tensors):
+        return operator.with_tensors(tensors).matmul(rhs)
+
+    for function in (solve, product):
+        assert torch.autograd.gradcheck(function, (rhs, *tensors), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(solve, (rhs, *tensors))
+
+
+@every_operator
+def test_transforms(make):
+    operator = make(2, 4)
+    n = operator.shape[1]
+    rhs = weights((3, 2, n), 9)
+    first = operator.tensors[0]
+    several = torch.stack([first, 1.1 * first, 1.3 * first])
+
+    def solve(first, rhs):
+        return operator.with_tensors([first, *operator.tensors[1:]]).solve(rhs)
+
+    close(torch.func.vmap(solve, (None, 0))(first, rhs), torch.stack([solve(first, r) for r in rhs]), 1e-10)
+    close(torch.func.vmap(solve, (0, None))(several, rhs[0]), torch.stack([solve(t, rhs[0]) for t in several]), 1e-10)
+    close(torch.func.vmap(solve)(several, rhs), torch.stack([solve(t, r) for t, r in zip(several, rhs, strict=True)]), 1e-10)
+    reverse, forward = (transform(solve, argnums=0)(first, rhs[0]) for transform in (torch.func.jacrev, torch.func.jacfwd))
+    close(reverse, forward, 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in ("schur", "low_rank_on_banded")])
+def test_broken_samples_keep_to_themselves(name):
+    """A sample that is not finite gives NaN, a singular one an error that names it."""
+    operator = OPERATORS[name](3, 4)
+    rhs = weights((3, operator.shape[1]), 9)
+    good = operator.solve(rhs)
+    tensors = [t.clone() for t in operator.tensors]
+    tensors[0][1] = torch.nan
+    found = operator.with_tensors(tensors).solve(rhs)
+    assert not bool(torch.isfinite(found[1]).all())
+    close(found[[0, 2]], good[[0, 2]], 1e-13)
+    for tensor in tensors:
+        tensor[1] = 0
+    with pytest.raises(SingularOperatorError, match=r"Operator is singular at 1 of 3 samples \(1\)"):
+        operator.with_tensors(tensors).solve(rhs)
+
+
+@every_operator
+def test_wrong_shapes(make):
+    operator = make(3, 4)
+    n = operator.shape[1]
+    for call in (operator.matmul, operator.solve):
+        with pytest.raises(ValueError, match=rf"expects \(3, {n}\) or \(3, {n}, k\), got \(3, {n + 1}\)"):
+            call(torch.ones(3, n + 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DenseOperator(torch.ones(2, 2)), r"matrices \(b, r, c\), got shape \(2, 2\)"),
+        (lambda: DiagonalOperator(torch.tensor(1.0)), "got a scalar tensor"),
+        (lambda: BandedOperator(torch.ones(2, 2, 5), 1, 1), r"bands \(b, 3, n\), got \(2, 2, 5\)"),
+        (lambda: BandedOperator(torch.ones(2, 2, 5), -1, 2), "lower and upper of 0 or more, got -1 and 2"),
+        (lambda: BlockDiagonalOperator(torch.ones(2, 3, 2, 1)), r"square blocks \(b, n, s, s\), got shape \(2, 3, 2, 1\)"),
+        (lambda: LowRankUpdateOperator(DiagonalOperator(torch.ones(2, 3)), torch.ones(2, 4, 1)), r"left \(2, 3, k\), got \(2, 4, 1\)"),
+        (lambda: LowRankUpdateOperator(DiagonalOperator(torch.ones(2, 3)), torch.ones(2, 3, 1), torch.ones(2, 2, 2)), r"core \(2, 1, 1\), got \(2, 2, 2\)"),
+        (lambda: SparseOperator(torch.ones(2, 3), SparsePattern.from_dense(torch.eye(2))), r"values \(b, 2\), got \(2, 3\)"),
+        (lambda: SparsePattern.from_dense(torch.ones(2)), r"mask \(r, c\), got shape \(2,\)"),
+        (lambda: sparse(2, 3, 4).solve(torch.ones(2, 3)), "needs a square operator, this one is 3 x 4"),
+    ],
+)
+def test_bad_numbers(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@given(b=st.integers(1, 3), r=st.integers(1, 8), c=st.integers(1, 8), share=st.floats(0, 1))
+def test_sparse(b, r, c, share):
+    """Rectangular; even rows and uneven ones; and the Gram matrix both ways."""
+    operator = sparse(b, r, c, share=share)
+    matrix, d = operator.to_dense(), weights((b, c), 5)
+    close(operator.matmul(weights((b, c, 2), 6)), matrix @ weights((b, c, 2), 6), 1e-12)
+    close(operator.transpose().matmul(weights((b, r), 6)), (matrix.mT @ weights((b, r, 1), 6)).squeeze(-1), 1e-12)
+    close(operator.gram(d), (matrix * d.unsqueeze(1)) @ matrix.mT, 1e-11)
+    close(SparseOperator.from_dense(matrix).to_dense(), matrix, 0)
+
+
+def test_positive_definite():
+    for operator, expected in (
+        (DiagonalOperator(torch.tensor([[1.0, 2.0], [1.0, -1.0]])), [True, False]),
+        (BandedOperator(torch.tensor([[[0.0, 1, 1], [3, 3, 3], [1, 1, 0]], [[0.0, 1, 1], [1, 1, 1], [1, 1, 0]]]), 1, 1), [True, False]),
+        (BlockDiagonalOperator(torch.eye(2).expand(1, 3, 2, 2)), [True]),
+        (DenseOperator(torch.diag_embed(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))), [True, False]),
+    ):
+        assert operator.is_positive_definite().tolist() == expected
+
+
+def test_long_bands_against_scipy():
+    n = 10_000
+    bands = weights((1, 3, n), 2)
+    bands[:, 1] += 5
+    rhs = weights((1, n), 3)
+    columns = [bands[0, 0, 1:], bands[0, 1], bands[0, 2, :-1]]
+    matrix = scipy.sparse.diags([c.numpy() for c in columns], [-1, 0, 1], format="csc")
+    np.testing.assert_allclose(BandedOperator(bands, 1, 1).solve(rhs)[0], scipy.sparse.linalg.spsolve(matrix, rhs[0].numpy()), atol=1e-10)
+
+
+def test_expanded_and_transposed_tensors():
+    operator = DiagonalOperator(weights((1, 4), 1).expand(3, 4))
+    close(operator.solve(weights((4, 3), 2).T), weights((4, 3), 2).T / operator.values, 1e-13)
+    shared = DenseOperator(dense(1, 4).expand(3, 4, 4).mT)
+    close(shared.solve(weights((3, 4), 2)), torch.linalg.solve(shared.to_dense(), weights((3, 4), 2)), 1e-12)
