@@ -14,7 +14,7 @@ from declarative.differentiation.explanation import Explanation, explain
 from declarative.differentiation.implicit import Implicit
 from declarative.problem import Layout, Problem, lift
 from declarative.solution import DerivativeReport, Point, Solution, Solved
-from declarative.solvers.base import Solver
+from declarative.solvers.base import Solver, read_layout
 from declarative.solvers.finish import solve_to_point
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
@@ -22,6 +22,7 @@ from declarative.solvers.user import UserSolve
 from declarative.structure.base import Operator
 from declarative.structure.constraints import Constant, ScaledIdentityInput, Sparse
 from declarative.structure.tags import Tag
+from declarative.transforms import current_level
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
@@ -244,7 +245,7 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
         lifted = tuple(t.float() if t.dtype == half else t for t in lifted)
     tensors = (*moved, *lifted)
     in_front = (*(None if dim is None else 0 for dim in dims), *([None] * len(lifted)))
-    return Problem(node, tensors, in_front, next(iter(sizes.values())), len(inputs), names), single, half
+    return Problem(node, tensors, in_front, next(iter(sizes.values())), len(inputs), names, depth=current_level()), single, half
 
 
 def _check_kinds(labels: list[str], inputs: tuple[Any, ...]) -> None:
@@ -289,6 +290,8 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
         return (), None
     y = init.y if isinstance(init, Solution) else init
     parts = tuple(y) if isinstance(y, tuple | list) else (y,)
+    if not parts:
+        raise ValueError(f"{problem.name}: init must be a Solution, a tensor or a tuple of tensors, got an empty tuple")
     if not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"{problem.name}: init must be a Solution, a tensor or a tuple of tensors, got {type(init).__name__}")
     if single:
@@ -297,6 +300,7 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
         if part.ndim == 0 or part.shape[0] != problem.batch:
             raise ValueError(f"{problem.name}: init must have the leading batch dimension {problem.batch}, got shape {tuple(part.shape)}")
     layout = Layout(tuple(tuple(part.shape[1:]) for part in parts), isinstance(y, tuple | list))
+    _check_start(problem, parts, layout)
     flat = layout.pack(parts).to(problem.like)
     _, h, g = problem.with_layout(layout).evaluate(flat.detach())
     multipliers: list[Tensor] = []
@@ -307,6 +311,18 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
             raise ValueError(f"{problem.name}: init.{field} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
         multipliers.append(value.to(like))
     return (flat, *multipliers), layout
+
+
+def _check_start(problem: Problem, parts: tuple[Tensor, ...], layout: Layout) -> None:
+    """A warm start has the shape of the node's own start, where it has one."""
+    if type(problem.node).initial_guess is DeclarativeNode.initial_guess:
+        return
+    expected = read_layout(problem, "initial_guess", problem.call_batched("initial_guess"))
+    if layout != expected:
+        shapes = [(problem.batch, *shape) for shape in expected.shapes]
+        wanted = f"a tuple of shapes {shapes}" if expected.is_tuple else f"a tensor {shapes[0]}"
+        came = f"a tuple of shapes {[tuple(p.shape) for p in parts]}" if layout.is_tuple else f"a tensor {tuple(parts[0].shape)}"
+        raise ValueError(f"{problem.name}: init must be shaped like initial_guess, {wanted}, got {came}")
 
 
 def _present(point: Point, layout: Layout, report: DerivativeReport, single: bool, dtype: torch.dtype | None) -> Solution:

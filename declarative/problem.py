@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from declarative.batching import batched
-from declarative.errors import TRANSFORMED, lost_gradient
+from declarative.errors import TRANSFORMED, CapturedTensorError, lost_gradient
 from declarative.structure.base import Operator
+from declarative.transforms import is_wrapped, transforms_active
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
 
 
@@ -92,6 +93,7 @@ class Problem:
         inputs: how many of `tensors` are inputs.
         lifted: for each of the others the names of the parameter or buffer that it stands for.
         layout: the shape of y; known once a solve or an initial guess has shown it.
+        depth: the torch.func level that the node was called at.
     """
 
     node: Any
@@ -101,6 +103,7 @@ class Problem:
     inputs: int
     lifted: tuple[tuple[str, ...], ...]
     layout: Layout | None = None
+    depth: int = 0
 
     @property
     def like(self) -> Tensor:
@@ -132,6 +135,7 @@ class Problem:
                 f"{self.name}.objective must return a scalar tensor () for ONE instance, got {came}; "
                 "reduce it (for example with .sum()), and write it without a batch dimension"
             )
+        self._check_dtype("objective", objective, flat)
         return (
             objective,
             self._constraint("equality_constraints", node.equality_constraints(*values), flat),
@@ -143,21 +147,30 @@ class Problem:
             return flat.new_zeros(0)
         if not isinstance(value, Tensor):
             raise TypeError(f"{self.name}.{name} must return a tensor (or None for no constraint), got {type(value).__name__}")
+        self._check_dtype(name, value, flat)
         return value.reshape(-1)
+
+    def _check_dtype(self, name: str, value: Tensor, flat: Tensor) -> None:
+        if value.dtype != flat.dtype:
+            raise TypeError(f"{self.name}.{name} must keep the dtype of the inputs, {flat.dtype}, got {value.dtype}")
 
     def evaluate(self, y: Variables, tensors: Sequence[Tensor] | None = None) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
         """Values f (b,), h (b, p), g (b, q) of the whole batch at y, by one vmap of the instance."""
         args = self.tensors if tensors is None else tensors
         try:
-            f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y))
-            return f, h, g
+            f, h, g = batched(self.evaluate_instance, (*self.in_dims, 0), self.batch, (*args, y), self.depth)
         except Exception as error:
             if isinstance(error, RuntimeError) and "wrapper == nullptr" in str(error):
                 # What torch says of a tensor that belongs to a level of torch.func which the engine has left.
                 raise lost_gradient(self.name, TRANSFORMED) from error
             shapes = ", ".join(str(tuple(t.shape[1:] if d == 0 else t.shape)) for t, d in zip(args[: self.inputs], self.in_dims, strict=False))
+            if isinstance(error, CapturedTensorError):
+                raise
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")
             raise
+        if self.depth and not transforms_active() and any(is_wrapped(t) for t in (f, h, g)):
+            raise lost_gradient(self.name, TRANSFORMED)
+        return f, h, g
 
     def call_batched(self, method: str, *extra: Any, packed: bool = False) -> Any:
         """The node's own batch-first method (`solve`, `initial_guess`, a hook) on the inputs, shared ones expanded to the batch.

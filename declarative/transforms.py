@@ -25,6 +25,19 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def current_level() -> int:
+    """The number of the innermost torch.func level, 0 outside all."""
+    return torch._C._functorch.maybe_current_level() or 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def yields_duals(function: Callable[[], tuple[Tensor, ...]]) -> bool:
+    """Whether function() has a tangent in the forward mode around the Function whose forward this runs in (where it is off)."""
+    if forward_ad._current_level < 0:
+        return False
+    with forward_ad._set_fwd_grad_enabled(True):
+        return any(forward_ad.unpack_dual(t).tangent is not None for t in function())
+
+
 def alive(tensor: Tensor) -> Tensor:
     """The tensor behind a torch.func level that has ended.
 

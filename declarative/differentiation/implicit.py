@@ -66,7 +66,7 @@ class Implicit:
             if getattr(self, name) not in choices:
                 raise ValueError(f"Implicit({name}=...) must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("smoothing", "damping"):
-            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) >= 0:
+            if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Implicit({name}=...) must be a number, 0 or more, got {getattr(self, name)!r}")
 
     def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:

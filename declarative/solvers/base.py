@@ -51,6 +51,10 @@ class Solver(ABC):
     def __post_init__(self) -> None:
         if self.on_failure not in ON_FAILURE_CHOICES:
             raise ValueError(f"{type(self).__name__}(on_failure=...) must be one of {ON_FAILURE_CHOICES}, got {self.on_failure!r}")
+        if self.tolerance is not None and not isinstance(self.tolerance, int | float):
+            raise TypeError(f"{type(self).__name__}(tolerance=...) must be a number or None, got {self.tolerance!r}")
+        if not isinstance(self.max_iterations, int) or isinstance(self.max_iterations, bool):
+            raise TypeError(f"{type(self).__name__}(max_iterations=...) must be an int, got {self.max_iterations!r}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"{type(self).__name__}(tolerance=...) must be positive, got {self.tolerance!r}")
         if self.max_iterations < 1:

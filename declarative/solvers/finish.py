@@ -15,7 +15,7 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation
 from declarative.engines.captured import reject_captured
-from declarative.errors import SolverError, SolverWarning, name_samples
+from declarative.errors import SolverError, SolverWarning, lost_gradient, name_samples
 from declarative.problem import Problem
 from declarative.solution import Point, Solved, Status
 from declarative.solvers.base import Iterate, Solver
@@ -23,6 +23,7 @@ from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.multipliers import recover
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.polish import polish
+from declarative.transforms import yields_duals
 
 # The interior point method ends at a positive barrier parameter; these steps remove it. They stop by themselves.
 _STEPS_AFTER_BARRIER = 4
@@ -48,6 +49,8 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     optimality = Optimality(problem, found.y, p, wanted)
     if check_captured and isinstance(optimality.at, GraphLinearisation):
         reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
+    if yields_duals(lambda: problem.evaluate(found.y)):
+        raise lost_gradient(problem.name, "a dual number of forward mode")
     eps = torch.finfo(found.y.dtype).eps
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)

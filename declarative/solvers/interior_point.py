@@ -12,6 +12,7 @@ from declarative.problem import Layout, Problem
 from declarative.solution import Status
 from declarative.solvers.base import Iterate, Solver, State, decide, iterate, start_from
 from declarative.solvers.line_search import LineSearch
+from declarative.solvers.newton import Newton
 from declarative.solvers.step import ReducedModel
 
 
@@ -32,6 +33,8 @@ class InteriorPoint(Solver):
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
         problem = problem.with_layout(layout)
+        if not problem.evaluate(y)[2].shape[1]:
+            return Newton(max_iterations=self.max_iterations).solve(problem, init)  # no barrier, no interior
         state = self._warm_start(problem, y, init) if init else self._cold_start(problem, y)
         state, status, iterations = iterate(problem, state, self._step, self.max_iterations)
         return Iterate(state["y"], state["equality"], state["inequality"], status, iterations), layout

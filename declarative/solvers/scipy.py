@@ -44,6 +44,10 @@ class SciPy(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         known = {*_WITH_HESSIAN, *_WITH_CONSTRAINTS, *_WITHOUT_GRADIENT, "cg", "bfgs", "l-bfgs-b", "tnc"}
+        if self.method is not None and not isinstance(self.method, str):
+            raise TypeError(f"SciPy(method={self.method!r}) must be a name such as 'BFGS', or None")
+        if not isinstance(self.options, dict):
+            raise TypeError(f"SciPy(options=...) must be a dict, got {self.options!r}")
         if self.method is not None and self.method.lower() not in known:
             raise ValueError(f"SciPy(method={self.method!r}) is not a method of scipy.optimize.minimize; choose one of {', '.join(sorted(known))}")
 
@@ -84,7 +88,13 @@ class SciPy(Solver):
         with warnings.catch_warnings():
             # What scipy warns about (precision loss at a tight tol, delta_grad == 0) is judged afterwards by residuals.
             warnings.simplefilter("ignore")
-            return scipy.optimize.minimize(instance.objective, instance.start, **arguments)
+            try:
+                return scipy.optimize.minimize(instance.objective, instance.start, **arguments)
+            except (ValueError, np.linalg.LinAlgError):
+                if np.isfinite(instance.objective(instance.start)) and np.isfinite(instance.gradient(instance.start)).all():
+                    raise
+                # numpy stops at NaN and inf; the other samples go on.
+                return scipy.optimize.OptimizeResult(x=np.full_like(instance.start, np.nan), fun=np.nan, nit=0, success=False)
 
 
 class _Instance:

@@ -60,6 +60,8 @@ class UserSolve(Solver):
     def _multipliers(problem: Problem, name: str, value: Tensor | None, like: Tensor) -> Tensor | None:
         if value is None:
             return None
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{problem.name}.solve returned {name} of type {type(value).__name__}; expected a tensor {tuple(like.shape)}")
         if value.shape != like.shape:
             raise ValueError(f"{problem.name}.solve returned {name} of shape {tuple(value.shape)}; expected {tuple(like.shape)}")
         return value.detach().to(like.dtype)
