@@ -19,12 +19,12 @@ def transport_backward(P: Tensor, gamma: float) -> Callable[[Tensor], Tensor]:
 
     class ByHand(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, M: Tensor) -> Tensor:  # noqa: ARG004
+        def forward(ctx: Any, M: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
             ctx.save_for_backward(P)
             return P.clone()
 
         @staticmethod
-        def backward(ctx: Any, V: Tensor) -> Tensor:
+        def backward(ctx: Any, V: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             (P,) = ctx.saved_tensors
             weighted = P * V
             r, side_r = P.sum(-1), weighted.sum(-1)

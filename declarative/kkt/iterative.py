@@ -16,7 +16,7 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 # The rate of convergence is looked at every so many steps.
-_STEPS_BEFORE_JUDGEMENT = 12
+_STEPS_BEFORE_JUDGEMENT = 8
 
 
 @dataclass(frozen=True)
