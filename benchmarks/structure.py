@@ -14,7 +14,7 @@ from benchmarks.engine import difference
 from benchmarks.peers import loop
 from benchmarks.peers.transport import transport_backward
 from benchmarks.report import Row, Target, timed
-from benchmarks.timing import FULL, QUICK, Effort, compare, measure
+from benchmarks.timing import FULL, QUICK, Effort, compare, measure, peak_bytes
 from declarative import DeclarativeNode, Direct, Implicit
 from declarative.structure import Diagonal
 from problems.chain import Chain
@@ -29,6 +29,7 @@ def rows(quick: bool) -> Iterator[Row]:
     """The suite."""
     for m, batch, ratio in ((4, 3, None),) if quick else ((10, 16, None), (100, 128, 30.0), (1000, 8, 100.0)):
         yield from diagonal_rows(m, batch, ratio, QUICK if quick else SLOW if m > 100 else FULL)
+    yield memory_row(50 if quick else 100_000)
     for batch in (2,) if quick else (1, 16):
         yield from transport_rows(4 if quick else 30, batch, quick)
     for condition, batch in ((10.0, 2),) if quick else ((10.0, 1), (10.0, 128), (3000.0, 1), (3000.0, 16)):
@@ -73,6 +74,17 @@ def diagonal_rows(m: int, batch: int, ratio: float | None, effort: Effort) -> It
     yield timed(SUITE, what, comparison, None if ratio is None else Target(ratio=ratio), difference(tagged()(), dense()()))
     if m <= 10:
         yield Row(SUITE, f"{what}: whole call", "ms", comparison.ours.median, target=Target(ours=WHOLE_MS))
+
+
+def memory_row(m: int) -> Row:
+    """O(m): four times the numbers, four times the bytes."""
+
+    def peak(size: int) -> float:
+        x = _random(1, size).requires_grad_()
+        return peak_bytes(_backward(TaggedSeparable(), x, torch.ones(1, size, dtype=torch.float64))())
+
+    small, large = peak(m), peak(4 * m)
+    return Row(SUITE, f"growth of the peak memory, Diagonal(), from m={m} to m={4 * m}", "x", large / small, target=Target(ours=4.2))
 
 
 class Sinkhorn(Transport):

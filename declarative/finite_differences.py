@@ -85,6 +85,7 @@ def differentiate(
         better = error < trust
         value, trust = torch.where(better, extrapolated, value), torch.where(better, error, trust)
         coarse, previous = fine, extrapolated
-        if count > 1 and not bool((better & (trust > _CLOSE_ENOUGH * value.abs())).any()):
+        # Noise grows with 1/h and a jump within reach does too, until h is shorter than the way to it: only the first is a reason to stop.
+        if count > 1 and not bool((trust > torch.maximum(_CLOSE_ENOUGH * value.abs(), 20 * noise / h)).any()):
             break
     return value, trust

@@ -26,6 +26,7 @@ from declarative.transforms import current_level
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
+_HALF = (torch.float16, torch.bfloat16)  # computed in float32
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -239,7 +240,7 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
         raise ValueError(f"{name}: the batch sizes differ: {came}. Use in_dims=None for an input that the batch shares")
     names, lifted = lift(node)
     _check_lifted(name, names, lifted, moved[0])
-    half = moved[0].dtype if moved[0].dtype in (torch.float16, torch.bfloat16) else None
+    half = moved[0].dtype if moved[0].dtype in _HALF else None
     if half is not None:
         moved = [x.float() for x in moved]
         lifted = tuple(t.float() if t.dtype == half else t for t in lifted)
@@ -299,6 +300,8 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
     for part in parts:
         if part.ndim == 0 or part.shape[0] != problem.batch:
             raise ValueError(f"{problem.name}: init must have the leading batch dimension {problem.batch}, got shape {tuple(part.shape)}")
+        if part.dtype != problem.like.dtype and part.dtype not in _HALF:
+            raise TypeError(f"{problem.name}: init must have the dtype of the inputs, {problem.like.dtype}, got {part.dtype}; convert it")
     layout = Layout(tuple(tuple(part.shape[1:]) for part in parts), isinstance(y, tuple | list))
     _check_start(problem, parts, layout)
     flat = layout.pack(parts).to(problem.like)

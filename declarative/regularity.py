@@ -60,6 +60,7 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
     amounts = optimality.relative_values(scales)
     hessian = linearise(optimality.problem, optimality.y, equality, torch.where(active, inequality, 0.0)).hessian()
     turns = _turns(optimality, scales.y)
+    defined = torch.isfinite(optimality.y).all(1) & torch.isfinite(optimality.at.objective)
     results = []
     for i in range(optimality.y.shape[0]):
         sample = _Sample(
@@ -74,11 +75,12 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
             scales.y[i],
             turns[i],
             tolerances,
+            bool(defined[i]),
         )
         violation_h = _largest(amounts[i, :p].abs())
         violation_g = _largest(amounts[i, p:].clamp_min(0))
         complementarity = _largest(torch.minimum(slack[i].abs(), push[i].abs()))
-        causes = tuple(sample.causes(stationarity[i], violation_h, violation_g, amounts[i]))
+        causes = tuple(sample.causes(stationarity[i], violation_h, violation_g, amounts[i], torch.minimum(slack[i].abs(), push[i].abs())))
         results.append(
             Regularity(
                 stationarity[i],
@@ -90,7 +92,7 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
                 sample.licq_margin,
                 sample.second_order_margin,
                 sample.condition(),
-                torch.tensor(sample.minimises(stationarity[i], violation_h, violation_g), device=hessian.device),
+                torch.tensor(sample.minimises(stationarity[i], violation_h, violation_g, complementarity), device=hessian.device),
                 torch.tensor(not causes, device=hessian.device),
                 causes,
             )
@@ -121,10 +123,11 @@ class _Sample:
         scale_y: Tensor,
         turns: Tensor,
         tolerances: Tolerances,
+        defined: bool,
     ) -> None:
         self.hessian, self.gradient, self.p = 0.5 * (hessian + hessian.mT), gradient, p
         self.scale_gradient, self.scale_y, self.tolerances = scale_gradient, scale_y, tolerances
-        self.finite = bool(torch.isfinite(hessian).all() and torch.isfinite(jacobian).all() and torch.isfinite(values).all())
+        self.finite = defined and bool(torch.isfinite(hessian).all() and torch.isfinite(jacobian).all() and torch.isfinite(values).all())
         every = torch.ones(p, dtype=torch.bool, device=jacobian.device)
         self.weak = weakly.nonzero().squeeze(1).tolist()
         self.touching = torch.cat([every, active | weakly]).nonzero().squeeze(1).tolist()
@@ -171,7 +174,7 @@ class _Sample:
     def _name(self, row: int) -> str:
         return f"equality {row}" if row < self.p else f"inequality {row - self.p}"
 
-    def causes(self, stationarity: Tensor, violation_h: Tensor, violation_g: Tensor, amounts: Tensor) -> Iterator[str]:
+    def causes(self, stationarity: Tensor, violation_h: Tensor, violation_g: Tensor, amounts: Tensor, gaps: Tensor) -> Iterator[str]:
         """What is not in order, in words."""
         if not self.finite:
             yield "NaN or inf in the statement's values or derivatives there"
@@ -182,6 +185,8 @@ class _Sample:
                 yield f"infeasible: {name} {int(part.argmax()) + offset} is violated"
         if not float(stationarity) <= limit:
             yield self._not_stationary()
+        elif not float(_largest(gaps)) <= limit:
+            yield f"inequality {int(gaps.argmax())} is slack and has a multiplier: the objective decreases towards it"
         else:
             yield from (f"inequality {i} is weakly active; the derivative is one-sided there" for i in self.weak)
         yield from (f"the gradient of {self._name(row)} vanishes, so that it has no multiplier" for row in self.vanishing)

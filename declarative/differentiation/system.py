@@ -20,6 +20,7 @@ from declarative.kkt.bordered import IrregularPolicy, solve_bordered
 from declarative.kkt.matrix_free import MatrixFreeKKT
 from declarative.kkt.schur import solve_structured
 from declarative.solution import DerivativeReport, Solution
+from declarative.structure.constraints import Constant
 from declarative.transforms import transforms_active
 
 
@@ -167,6 +168,8 @@ class System:
         kept, self._call.record.linearisation = self._call.record.linearisation, None
         if kept is None or self._failed is not None or torch.is_grad_enabled() or transforms_active():
             return None
+        if isinstance(self._problem.node.constraint_structure, Constant):
+            return kept  # the multipliers of constant gradients add nothing to H, B or C
         return kept.with_multipliers(self._equality, self._inequality)
 
     def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:

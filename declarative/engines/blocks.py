@@ -23,7 +23,7 @@ from declarative.structure.sparse import SparseOperator
 from declarative.structure.tags import Tag
 from declarative.transforms import is_wrapped
 
-_constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Operator, Any]]] = weakref.WeakKeyDictionary()
+_constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[DenseOperator | SparseOperator, Any]]] = weakref.WeakKeyDictionary()
 
 
 def is_structured(node: Any) -> bool:
@@ -120,11 +120,13 @@ def _from_hook(problem: Problem, hook: str, solution: Solution, expected: tuple[
     return operator
 
 
-def _repeated(operator: Operator, batch: int) -> Operator:
-    return operator.with_tensors([t.expand(batch, *t.shape[1:]) for t in operator.tensors])
+def _repeated(operator: DenseOperator | SparseOperator, batch: int) -> Operator:
+    if isinstance(operator, SparseOperator):
+        return operator.repeated(batch)
+    return DenseOperator(operator.matrix.expand(batch, -1, -1))
 
 
-def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> Operator | None:
+def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> DenseOperator | SparseOperator | None:
     """A of one made-up instance, (1, k, m), kept for the node; None where its parameters are being transformed."""
     lifted = problem.tensors[problem.inputs :]
     if any(is_wrapped(t) or dim is not None for t, dim in zip(lifted, problem.in_dims[problem.inputs :], strict=True)):
@@ -145,7 +147,7 @@ def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> Opera
             raise ValueError(f"{problem.name}.constraint_structure = Constant(...): the Jacobian is not finite at a made-up point, so it is not constant")
         known.clear()
         # With the tensors themselves, so that their ids stay theirs.
-        known[key] = (DenseOperator(matrix) if tag.structure is None else SparseOperator.from_dense(matrix)), lifted
+        known[key] = (DenseOperator(matrix) if tag.structure is None else SparseOperator.from_dense(matrix).repeated(1)), lifted
     return known[key][0]
 
 

@@ -67,13 +67,13 @@ class Optimality:
 
         A solution of accuracy δ has an O(δ) slack and an O(1) push where a constraint is active, and the other way round
         where it is not; comparing the two (relative to their scales) decides rightly for any small δ, where a threshold
-        on g alone would have to guess δ. Weakly active: both are below √eps.
+        on g alone would have to guess δ. Weakly active: both are below √eps, and the constraint is not violated.
         """
         root = torch.finfo(self.y.dtype).eps ** 0.5
         scales = self.scales(torch.cat([torch.zeros_like(self.values[:, : self.p]), inequality], 1))
         push, slack = self.relative_push(scales, inequality), self.relative_slack(scales)
         active = (push > slack) & (push > root)
-        return active, ~active & (slack <= root)
+        return active, ~active & (slack.abs() <= root)
 
     def residuals(self, equality: Tensor, inequality: Tensor) -> tuple[Values, Values]:
         """(stationarity, violation), relative; a multiplier of the wrong sign counts as its size in stationarity."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative.structure.base import Operator
+from declarative.transforms import is_wrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,10 @@ class SparsePattern:
         return first, second, self.columns[first], self.rows[first] * self.shape[0] + self.rows[second]
 
 
+# One product of BLAS with a matrix of this many entries, zeros and all, is faster than a gather for each sample.
+_SMALL = 200_000
+
+
 @dataclass(frozen=True, eq=False)
 class SparseOperator(Operator):
     """Matrices (b, r, c) of one pattern.
@@ -84,10 +89,12 @@ class SparseOperator(Operator):
     Args:
         values: (b, nnz), in the pattern's order.
         pattern: where they stand.
+        shared: (r, c), the one dense matrix that the whole batch repeats; None where there is none, or it is too large to form.
     """
 
     values: Tensor
     pattern: SparsePattern
+    shared: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != self.pattern.rows.shape[0]:
@@ -105,13 +112,22 @@ class SparseOperator(Operator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> SparseOperator:
         (values,) = tensors
-        return SparseOperator(values, self.pattern)
+        plain = self.shared is not None and not values.requires_grad and not is_wrapped(values) and not is_wrapped(self.values)
+        same = plain and values.data_ptr() == self.values.data_ptr()
+        return SparseOperator(values, self.pattern, self.shared if same else None)
+
+    def repeated(self, batch: int) -> SparseOperator:
+        """One matrix, (1, r, c), for each sample of a batch."""
+        small = self.pattern.shape[0] * self.pattern.shape[1] <= _SMALL
+        return SparseOperator(self.values.expand(batch, -1), self.pattern, self.to_dense()[0] if small and self.shared is None else self.shared)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.values.shape[0], *self.pattern.shape
 
     def matmul_columns(self, columns: Tensor) -> Tensor:
+        if self.shared is not None:
+            return self.shared @ columns
         padded = self.pattern.padded
         if padded is not None:
             entries, places, mask = padded
@@ -126,7 +142,7 @@ class SparseOperator(Operator):
         return columns.new_zeros(columns.shape[0], self.pattern.shape[0], columns.shape[2]).index_add(1, self.pattern.rows, terms)
 
     def transpose(self) -> SparseOperator:
-        return SparseOperator(self.values, self.pattern.transposed)
+        return SparseOperator(self.values, self.pattern.transposed, None if self.shared is None else self.shared.mT)
 
     def to_dense(self) -> Tensor:
         b, r, c = self.shape
