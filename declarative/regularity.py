@@ -59,7 +59,8 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
     slack, push = optimality.relative_slack(scales), optimality.relative_push(scales, inequality)
     amounts = optimality.relative_values(scales)
     hessian = linearise(optimality.problem, optimality.y, equality, torch.where(active, inequality, 0.0)).hessian()
-    turns = _turns(optimality, scales.y)
+    sizes = scales.y.amax(1)
+    turns = _turns(optimality, sizes)
     defined = torch.isfinite(optimality.y).all(1) & torch.isfinite(optimality.at.objective)
     results = []
     for i in range(optimality.y.shape[0]):
@@ -71,8 +72,8 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
             p,
             active[i],
             weakly[i],
-            scales.gradient[i],
-            scales.y[i],
+            scales.gradient[i].amax(),
+            sizes[i],
             turns[i],
             tolerances,
             bool(defined[i]),

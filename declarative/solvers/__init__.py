@@ -1,9 +1,9 @@
 """How y is found: `Newton`, `InteriorPoint`, `SciPy`, and `UserSolve` for a node's own `solve`."""
 
-from declarative.solvers.base import Solver
+from declarative.solvers.base import IterativeSolver, Progress, Solver
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
 from declarative.solvers.scipy import SciPy
 from declarative.solvers.user import UserSolve
 
-__all__ = ["InteriorPoint", "Newton", "SciPy", "Solver", "UserSolve"]
+__all__ = ["InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]

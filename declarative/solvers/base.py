@@ -16,7 +16,7 @@ from torch import Tensor
 
 from declarative.problem import Layout, Problem
 from declarative.solution import Status
-from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, Variables
+from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Variables
 
 ON_FAILURE_CHOICES = ("raise", "warn", "nan")
 
@@ -116,26 +116,83 @@ def read_layout(problem: Problem, method: str, y: object) -> Layout:
 
 
 State = dict[str, Tensor]
-Step = Callable[[Problem, State, int], tuple[State, Tensor, Tensor]]
 
 
-def iterate(problem: Problem, state: State, step: Step, max_iterations: int) -> tuple[State, Counts, Counts]:
-    """Run `step` until each sample is done; a sample that is done stops costing and no longer moves.
+@dataclass(frozen=True)
+class Progress:
+    """What a solver's `progress` is called with after each iteration; `print` shows it as a line.
 
     Args:
-        state: tensors (b, …) that the step carries on.
-        step: (sub-batch, its state, iteration) -> (new state, its status (s,), done (s,) bool). The status counts where done.
+        iteration: how many there have been.
+        running, total: samples that are not done yet, and all of them.
+        residual: the largest of the running samples' own measures of what is left, in the units of the solver's tolerance.
+    """
+
+    solver: str
+    iteration: int
+    running: int
+    total: int
+    residual: float
+
+    def __str__(self) -> str:
+        return f"{self.solver} {self.iteration:4d}: {self.running} of {self.total} samples running, residual {self.residual:.1e}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeSolver(Solver):
+    """A solver made of steps on a state: what runs to convergence, and what `Unrolled` and `OneStep` differentiate.
+
+    A state is tensors (b, …), among them "y" (b, m) and "residual" (b,), the solver's own measure of what is left, relative to its
+    tolerance's units. Steps are made of differentiable operations, without branches on a single sample's numbers.
+
+    Args:
+        progress: called with a `Progress` after each iteration, for one `print`.
+    """
+
+    progress: Callable[[Progress], object] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.progress is not None and not callable(self.progress):
+            raise TypeError(f"{type(self).__name__}(progress=...) must be a function of a Progress, such as print, got {self.progress!r}")
+
+    @abstractmethod
+    def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
+        """The state at the start y; `init` is () or the flat (y, ν, μ) of a warm start."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
+        """(new state, status (b,), done (b,)): the status counts where done."""
+
+    def result(self, state: State) -> tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]:
+        """(y, ν, μ) of a state; None for multipliers that the solver does not know."""
+        return state["y"], state.get("equality"), state.get("inequality")
+
+    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
+        y, layout = start_from(problem, init)
+        problem = problem.with_layout(layout)
+        state, status, iterations = iterate(problem, self.begin(problem, y, init), self)
+        return Iterate(*self.result(state), status, iterations), layout
+
+
+def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[State, Counts, Counts]:
+    """Step until each sample is done; a sample that is done stops costing and no longer moves.
 
     Returns:
         the final state, status (b,), iterations (b,)
     """
+    step, progress = solver.step, solver.progress
     alive = torch.arange(problem.batch, device=problem.like.device)
     status = torch.full_like(alive, int(Status.MAX_ITERATIONS))
     iterations = torch.zeros_like(alive)
     current, here = problem, state
-    for count in range(max_iterations):
+    for count in range(solver.max_iterations):
         here, status_here, done = step(current, here, count)
         iterations[alive] += 1
+        if progress is not None:
+            left = here["residual"][~done]
+            worst = float(left.max()) if left.numel() else 0.0
+            progress(Progress(type(solver).__name__, count + 1, left.numel(), problem.batch, worst))
         if bool(done.any()):
             if alive.shape[0] == problem.batch and bool(done.all()):
                 return here, status_here, iterations

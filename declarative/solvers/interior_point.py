@@ -10,14 +10,16 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.problem import Layout, Problem
 from declarative.solution import Status
-from declarative.solvers.base import Iterate, Solver, State, decide, iterate, start_from
+from declarative.solvers.base import Iterate, IterativeSolver, State, decide, start_from
 from declarative.solvers.line_search import LineSearch
 from declarative.solvers.newton import Newton
+from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
 from declarative.solvers.step import ReducedModel
+from declarative.typing import Counts, SampleMask, Variables
 
 
 @dataclass(frozen=True)
-class InteriorPoint(Solver):
+class InteriorPoint(IterativeSolver):
     """Primal-dual interior point with slacks g + s = 0, s > 0; the start need not be feasible.
 
     Each step factorises the condensed matrix H + A_gᵀ diag(μ/s) A_g on the null space of the equalities once, for a
@@ -32,18 +34,25 @@ class InteriorPoint(Solver):
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
-        problem = problem.with_layout(layout)
-        if not problem.evaluate(y)[2].shape[1]:
-            return Newton(max_iterations=self.max_iterations).solve(problem, init)  # no barrier, no interior
-        state = self._warm_start(problem, y, init) if init else self._cold_start(problem, y)
-        state, status, iterations = iterate(problem, state, self._step, self.max_iterations)
-        return Iterate(state["y"], state["equality"], state["inequality"], status, iterations), layout
+        if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
+            return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
+        return super().solve(problem, init)
+
+    def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
+        return self._warm_start(problem, y, init) if init else self._cold_start(problem, y)
 
     @staticmethod
     def _cold_start(problem: Problem, y: Tensor) -> State:
         """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra)."""
         _, h, g = problem.evaluate(y)
-        state = {"y": y, "equality": torch.zeros_like(h), "inequality": torch.ones_like(g), "slack": (-g).clamp_min(1.0), "penalty": y.new_zeros(y.shape[0])}
+        state = {
+            "y": y,
+            "equality": torch.zeros_like(h),
+            "inequality": torch.ones_like(g),
+            "slack": (-g).clamp_min(1.0),
+            "penalty": y.new_zeros(y.shape[0]),
+            "residual": y.new_zeros(y.shape[0]),
+        }
         state["slack"] = torch.where(torch.isfinite(g), state["slack"], 1.0)
         system = _Barrier(problem, state)
         zero = torch.zeros_like(g)
@@ -63,13 +72,14 @@ class InteriorPoint(Solver):
             "inequality": init[2].clamp_min(margin),
             "slack": slack.clamp_min(margin),
             "penalty": y.new_zeros(y.shape[0]),
+            "residual": y.new_zeros(y.shape[0]),
         }
 
-    def _step(self, problem: Problem, state: State, _: int) -> tuple[State, Tensor, Tensor]:
+    def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
         eps = torch.finfo(state["y"].dtype).eps
         tolerance = eps ** (2 / 3) if self.tolerance is None else self.tolerance
         system = _Barrier(problem, state)
-        converged = system.converged(tolerance)
+        converged = system.remaining <= tolerance
         s, mu, gap = state["slack"], state["inequality"], system.gap
 
         # Predictor: straight at complementarity 0. How far it gets sets the centring σ = (gap after / gap)³.
@@ -102,6 +112,7 @@ class InteriorPoint(Solver):
             "equality": state["equality"] + length.unsqueeze(1) * step["equality"],
             "inequality": mu + longest_dual.unsqueeze(1) * step["inequality"],
             "penalty": penalty,
+            "residual": system.remaining,
         }
         keep = (system.finite & ~converged).unsqueeze(1)
         new = {name: torch.where(keep if value.ndim == 2 else keep[:, 0], value, state[name]) for name, value in new.items()}
@@ -129,21 +140,18 @@ class _Barrier:
         self._h, self._violation = a[:, : self._p], a[:, self._p :] + s
         self._a_g = self._jacobian[:, self._p :]
         self.gap = (s * mu).mean(1)
-        self._residual = _largest(torch.cat([self._h, self._violation], 1))
+        self._residual = torch.cat([self._h, self._violation], 1)
 
-        scale_y = 1 + y.abs().amax(1)
-        steepest = self._jacobian.abs().amax((1, 2))
-        pulls = (self._jacobian.abs() * self._multipliers.abs().unsqueeze(2)).amax((1, 2))
-        self._scale_f = _largest(self._f_gradient) + pulls + hessian.abs().amax((1, 2)) * scale_y
-        self._scale_a = steepest * scale_y + torch.finfo(y.dtype).tiny
-        self.scale_gap = self._scale_f * scale_y + torch.finfo(y.dtype).tiny
+        size, magnitudes, tiny = coordinate_sizes(y), self._jacobian.abs(), torch.finfo(y.dtype).tiny
+        steepest = torch.maximum(self._f_gradient.abs(), (hessian.abs() @ size.unsqueeze(-1)).squeeze(-1))
+        self._scale_f = gradient_sizes(steepest, magnitudes, self._multipliers, self._p)
+        self._scale_a = (magnitudes @ size.unsqueeze(-1)).squeeze(-1) + tiny
+        self.scale_gap = (self._scale_f * size).amax(1) + tiny
+        relative = torch.cat([self._gradient.abs() / self._scale_f, self._residual.abs() / self._scale_a], 1).amax(1)
+        self.remaining = torch.maximum(relative, self.gap / self.scale_gap)  # the largest relative residual
         self.finite = torch.isfinite(at.objective) & torch.isfinite(at.gradient).all(1) & torch.isfinite(a).all(1)
         self._weights = mu / s
         self.model = ReducedModel(hessian + (self._a_g.mT * self._weights.unsqueeze(1)) @ self._a_g, self._jacobian[:, : self._p])
-
-    def converged(self, tolerance: float) -> Tensor:
-        stationary = _largest(self._gradient) <= tolerance * self._scale_f
-        return stationary & (self._residual <= tolerance * self._scale_a) & (self.gap <= tolerance * self.scale_gap)
 
     def direction(self, target: Tensor, second_order: Tensor) -> State:
         """Newton's step towards s ∘ μ = target, with Δs ∘ Δμ ≈ second_order accounted for."""
@@ -163,7 +171,7 @@ class _Barrier:
         logs = s.log()
         slope = (self._f_gradient * step["y"]).sum(1) - barrier * (step["slack"] / s).sum(1) - penalty * infeasibility
         merit = self._objective - barrier * logs.sum(1) + penalty * infeasibility
-        noise = 10 * eps * (self._objective.abs() + penalty * (infeasibility + self._scale_a) + barrier * logs.abs().sum(1))
+        noise = 10 * eps * (self._objective.abs() + penalty * (infeasibility + self._scale_a.amax(1)) + barrier * logs.abs().sum(1))
 
         def merit_at(joint: Tensor) -> Tensor:
             value, h, g = self._problem.evaluate(joint[:, :m])
@@ -181,13 +189,13 @@ class _Barrier:
         grown = largest * steepest > 1e4 * _largest(self._f_gradient)
         cancelling = _largest(_transposed(self._jacobian, self._multipliers)) <= 1e-3 * largest * steepest
         value = torch.cat([self._h, self._violation - self._state["slack"]], 1)
-        separating = (self._multipliers * value).sum(1) > 1e-3 * largest * self._residual
-        return grown & cancelling & separating & (self._residual > torch.finfo(largest.dtype).eps ** 0.5 * self._scale_a)
+        separating = (self._multipliers * value).sum(1) > 1e-3 * largest * _largest(self._residual)
+        return grown & cancelling & separating & (self._residual.abs() > torch.finfo(largest.dtype).eps ** 0.5 * self._scale_a).any(1)
 
     def unbounded(self) -> Tensor:
         """The iterate has run off while nearly feasible."""
         y = self._state["y"]
-        return (_largest(y) > torch.finfo(y.dtype).eps ** -0.75) & (self._residual <= 1e-3 * self._scale_a)
+        return (_largest(y) > torch.finfo(y.dtype).eps ** -0.75) & (self._residual.abs() <= 1e-3 * self._scale_a).all(1)
 
 
 def _transposed(jacobian: Tensor, rows: Tensor) -> Tensor:

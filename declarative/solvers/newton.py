@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.problem import Layout, Problem
+from declarative.problem import Problem
 from declarative.solution import Status
-from declarative.solvers.base import Iterate, Solver, State, decide, iterate, start_from
+from declarative.solvers.base import IterativeSolver, State, decide
 from declarative.solvers.line_search import LineSearch
 from declarative.solvers.structured_step import model_at
+from declarative.typing import Counts, SampleMask, Variables
 
 
 @dataclass(frozen=True)
-class Newton(Solver):
+class Newton(IterativeSolver):
     """Newton's method with a line search of its own for each sample; with equalities, sequential quadratic programming.
 
     Descends from non-convex regions (eigenvalues of the reduced Hessian are made positive), tolerates a singular
@@ -27,18 +28,14 @@ class Newton(Solver):
             error left is about its square). Default eps^¾: 1.8e-12 in float64, 6e-6 in float32.
     """
 
-    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
-        y, layout = start_from(problem, init)
-        problem = problem.with_layout(layout)
+    def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         equality, inequality = problem.evaluate(y)[1:]
         if inequality.shape[1]:
             raise ValueError(f"{problem.name} has inequality constraints, which Newton() does not handle; use InteriorPoint() or leave solver=None")
-        penalty = y.new_zeros(problem.batch)
-        state = {"y": y, "equality": torch.zeros_like(equality), "penalty": penalty}
-        state, status, iterations = iterate(problem, state, self._step, self.max_iterations)
-        return Iterate(state["y"], state["equality"], inequality, status, iterations), layout
+        zero = y.new_zeros(problem.batch)
+        return {"y": y, "equality": init[1] if init else torch.zeros_like(equality), "inequality": inequality, "penalty": zero, "residual": zero}
 
-    def _step(self, problem: Problem, state: State, _: int) -> tuple[State, Tensor, Tensor]:
+    def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
         at = linearise(problem, y, state["equality"])
         h, f = at.constraints, at.objective
@@ -87,7 +84,7 @@ class Newton(Solver):
             (stalled, Status.NOT_STATIONARY),
         )
         equality = torch.where((finite & (length > 0)).unsqueeze(1), equality, state["equality"])
-        return {"y": candidate, "equality": equality, "penalty": penalty}, status, done
+        return {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": size / scale}, status, done
 
 
 def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:

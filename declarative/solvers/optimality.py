@@ -11,22 +11,44 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
-from declarative.typing import InequalityMask, InequalityMultipliers, Rows, Values, Variables
+from declarative.typing import InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
+
+
+def coordinate_sizes(y: Variables) -> Variables:
+    """The size of each coordinate of y: what a relative error is relative to.
+
+    Coordinates may have units of their own (metres beside radians), so each counts for itself; one that is zero has the size of
+    eps^¼ (1 + ‖y‖∞), below which a solver's rounding could not be told from a value.
+    """
+    return y.abs() + torch.finfo(y.dtype).eps ** 0.25 * (1 + y.abs().amax(1, keepdim=True))
+
+
+def gradient_sizes(steepest: Variables, magnitudes: Jacobians, multipliers: Rows, p: int) -> Variables:
+    """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A| and λ."""
+    tiny = torch.finfo(steepest.dtype).tiny
+    if multipliers.shape[1]:
+        balancing = torch.where(magnitudes > 0, steepest.unsqueeze(1) / magnitudes, 0.0).amax(2)
+        counted = multipliers != 0
+        counted[:, :p] = True
+        sizes = multipliers.abs() + torch.finfo(steepest.dtype).eps ** 0.25 * torch.where(counted, balancing, 0.0)
+        steepest = torch.maximum(steepest, (magnitudes * sizes.unsqueeze(-1)).amax(1))
+    return steepest.clamp_min(tiny)
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Units in which "small" is judged, per sample, so that rescaling f, g or y changes no verdict.
+    """Units in which "small" is judged, per sample, so that rescaling f, g, y or one coordinate of y changes no verdict.
 
     Args:
-        y: 1 + ‖y‖∞.
-        gradient: the size of the terms of ∇_y L: of ∇f, of each λ_i ∇a_i, and of the change of ∇f when y moves by its
-            own size (one Hessian-vector product; near an unconstrained minimum nothing else has the right size).
-        rows: ‖∇a_i‖ for each constraint.
+        y: the size of each coordinate (`coordinate_sizes`).
+        gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇f when y moves by its own size (one
+            Hessian-vector product; near an unconstrained minimum nothing else has the right size), and of each λ_i ∇a_i, where
+            a multiplier near zero has the size of eps^¼ times the one that would balance the largest of those terms.
+        rows: how much each constraint changes, to first order, when y moves by its own size.
     """
 
-    y: Values
-    gradient: Values
+    y: Variables
+    gradient: Variables
     rows: Rows
 
 
@@ -38,29 +60,29 @@ class Optimality:
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
-        self._rows = torch.linalg.vector_norm(self.jacobian, dim=2)
-        self._scale_y = 1 + y.abs().amax(1)
-        signs = torch.ones(y.shape[1], dtype=y.dtype, device=y.device)
-        signs[1::2] = -1
-        moved = self.at.hessian_product(self._scale_y.unsqueeze(1) * signs)
-        self._steepest = torch.maximum(self.gradient.abs().amax(1), moved.abs().amax(1))
+        self._magnitudes = self.jacobian.abs()
+        self._size = coordinate_sizes(y)
+        self._rows: Rows = (self._magnitudes @ self._size.unsqueeze(-1)).squeeze(-1)
+        # Turns by the golden angle: no pattern that a statement is likely to have (sums, differences) is blind to it.
+        probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
+        self._steepest = torch.maximum(self.gradient.abs(), self.at.hessian_product(self._size * probe).abs())
 
     def scales(self, multipliers: Rows) -> Scales:
-        pulls = (self._rows * multipliers.abs()).amax(1) if multipliers.shape[1] else torch.zeros_like(self._steepest)
-        return Scales(self._scale_y, torch.maximum(self._steepest, pulls).clamp_min(torch.finfo(self.y.dtype).tiny), self._rows)
+        return Scales(self._size, gradient_sizes(self._steepest, self._magnitudes, multipliers, self.p), self._rows)
 
     def relative_values(self, scales: Scales) -> Rows:
-        """a as signed distances in y relative to the size of y: how far each constraint is from holding with equality."""
-        tiny = torch.finfo(self.y.dtype).tiny
-        return torch.where(self.values == 0, 0.0, self.values / scales.rows.clamp_min(tiny) / scales.y.unsqueeze(1))
+        """a relative to the change that a move of y by its own size brings: how far each constraint is from holding with equality."""
+        return torch.where(self.values == 0, 0.0, self.values / scales.rows.clamp_min(torch.finfo(self.y.dtype).tiny))
 
     def relative_slack(self, scales: Scales) -> InequalityMultipliers:
-        """Distance to each inequality's boundary in units of y, relative to the size of y; negative outside."""
+        """Distance to each inequality's boundary, relative to the size of y; negative outside."""
         return -self.relative_values(scales)[:, self.p :]
 
     def relative_push(self, scales: Scales, inequality: InequalityMultipliers) -> InequalityMultipliers:
-        """μ_i‖∇g_i‖ relative to the terms of ∇_y L."""
-        return inequality * scales.rows[:, self.p :] / scales.gradient.unsqueeze(1)
+        """μ_i ∇g_i relative to the terms of ∇_y L, in the coordinate where it matters most."""
+        if not inequality.shape[1]:
+            return inequality
+        return inequality * (self._magnitudes[:, self.p :] / scales.gradient.unsqueeze(1)).amax(2)
 
     def active_set(self, inequality: InequalityMultipliers) -> tuple[InequalityMask, InequalityMask]:
         """(active, weakly active), from slack and multiplier together.
@@ -80,7 +102,7 @@ class Optimality:
         multipliers = torch.cat([equality, inequality], 1)
         scales = self.scales(multipliers)
         total = self.gradient + (self.jacobian.mT @ multipliers.unsqueeze(-1)).squeeze(-1)
-        stationarity = total.abs().amax(1) / scales.gradient
+        stationarity = (total.abs() / scales.gradient).amax(1)
         if not multipliers.shape[1]:
             return stationarity, torch.zeros_like(stationarity)
         relative = self.relative_values(scales)
