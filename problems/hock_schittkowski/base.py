@@ -33,6 +33,7 @@ class HockSchittkowski:
         lower, upper: bounds on y, one number for all coordinates or one each; infinite ones are left out. For a bound
             that is the coefficient itself, write it into `inequalities`.
         unique: whether the published minimiser is the only global one.
+        local: values of other local minima, where a descent from the start may end.
         irregular: why y has no ordinary derivative at the solution; "" where it has one.
     """
 
@@ -47,6 +48,7 @@ class HockSchittkowski:
     lower: Bound | float = -inf
     upper: Bound | float = inf
     unique: bool = True
+    local: Sequence[float] = ()
     irregular: str = ""
 
     def node(self, **options: Any) -> DeclarativeNode:

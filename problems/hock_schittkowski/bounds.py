@@ -17,7 +17,7 @@ PROBLEMS = (
         solution=(1, 1),
         lower=(-inf, -1.5),
     ),
-    # A local minimum with f = 4.941229 lies at (-1.221034, 1.5), on the side of the start.
+    # The other local minimum lies at (-1.221026, 1.5), on the side of the start.
     HockSchittkowski(
         "HS2",
         lambda x, y1, y2: 100 * (y2 - y1**2) ** 2 + (1 - y1) ** 2,
@@ -26,6 +26,7 @@ PROBLEMS = (
         x=1.5,
         optimum=0.0504261879,
         solution=(1.224370749, 1.5),
+        local=(4.941229318,),
     ),
     HockSchittkowski(
         "HS3",

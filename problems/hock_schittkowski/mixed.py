@@ -25,6 +25,7 @@ PROBLEMS = (
         optimum=9 - 2.875 * sqrt(7),
         solution=(0.5 * (sqrt(7) - 1), 0.25 * (sqrt(7) + 1)),
     ),
+    # y₁ ≥ 0 is weakly active, but y = (0, 0, x) all the same on either side.
     HockSchittkowski(
         "HS32",
         lambda x, y1, y2, y3: (y1 + 3 * y2 + y3) ** 2 + 4 * (y1 - y2) ** 2,
@@ -160,7 +161,7 @@ PROBLEMS = (
         start=(-2, 2, 2, -1, -1),
         x=10.0,
         optimum=0.0539498478,
-        solution=(-1.717142, 1.159571, 1.827248, -0.7636474, -0.7636390),
+        solution=(-1.717142, 1.595710, 1.827248, -0.7636474, -0.7636390),
         lower=(-2.3, -2.3, -3.2, -3.2, -3.2),
         upper=(2.3, 2.3, 3.2, 3.2, 3.2),
         unique=False,

@@ -81,6 +81,7 @@ PROBLEMS = (
         lower=(2, 0),
         upper=50,
     ),
+    # The other local minimum lies at (-½, ½√3), on the side of the start.
     HockSchittkowski(
         "HS20",
         _ROSENBROCK,
@@ -89,6 +90,7 @@ PROBLEMS = (
         x=1.0,
         optimum=81.5 - 25 * sqrt(3),
         solution=(0.5, 0.5 * sqrt(3)),
+        local=(83.5 - 25 * sqrt(3),),
         lower=(-0.5, -inf),
         upper=(0.5, inf),
     ),

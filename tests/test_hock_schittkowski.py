@@ -1,0 +1,179 @@
+"""The Hock-Schittkowski collection: published optima from published starts, and derivatives that hold up there."""
+
+import pytest
+import torch
+
+from declarative import Implicit, IrregularPointError, SolverError, Status, certify, verify
+from declarative.solvers import InteriorPoint
+from problems.hock_schittkowski import hock_schittkowski
+
+F64 = torch.float64
+COLLECTION = hock_schittkowski()
+REGULAR = [name for name, problem in COLLECTION.items() if not problem.irregular]
+NO_MULTIPLIERS = "HS13"
+FLAT = ("HS26", "HS46", "HS49")  # singular on null(A)
+STENCIL = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=F64)
+WEIGHTS = torch.tensor([1.0, -8.0, 8.0, -1.0], dtype=F64) / 12
+
+
+def vector(numbers):
+    return torch.tensor(numbers, dtype=F64)
+
+
+def violation(problem, x, y):
+    """The largest violation of a constraint, absolute."""
+    node = problem.node()
+    h, g = node.equality_constraints(x, y), node.inequality_constraints(x, y)
+    return max([0.0, *([] if h is None else h.abs().tolist()), *([] if g is None else g.tolist())])
+
+
+def lagrangian(problem, x, y, solution):
+    """L(x, y, ν, μ) with the multipliers of a solution, held fixed."""
+    node = problem.node()
+    h, g = node.equality_constraints(x, y), node.inequality_constraints(x, y)
+    value = node.objective(x, y)
+    value = value if h is None else value + solution.equality_multipliers.detach() @ h
+    return value if g is None else value + solution.inequality_multipliers.detach() @ g
+
+
+def solved_near(problem, x, **options):
+    """The batch x solved from the published minimiser, to rounding."""
+    return problem.node(polish=10, **options).solution(x, init=vector(problem.solution).expand(x.shape[0], -1).clone())
+
+
+def stencil(problem):
+    """Values of the coefficient around the published one, and their distance."""
+    step = 1e-3 * (abs(problem.x) or 1.0)
+    return problem.x + step * STENCIL, step
+
+
+def sensitivity(problem, **options):
+    """y (n,) and ∂y/∂x (n,) at the published minimiser, one row of reverse mode at a time, and the solution."""
+    x = vector(problem.x).requires_grad_()
+    single = problem.node(polish=10, **options).solution(x, in_dims=None, init=vector(problem.solution))
+    rows = [torch.autograd.grad(part, x, retain_graph=True)[0] for part in single.y]
+    return x, torch.stack(rows), single
+
+
+def test_the_collection_is_varied():
+    assert len(COLLECTION) >= 24
+    nodes = [(problem, problem.node()) for problem in COLLECTION.values()]
+    x = vector(1.0)
+    kinds = {(n.equality_constraints(x, vector(p.start)) is None, n.inequality_constraints(x, vector(p.start)) is None) for p, n in nodes}
+    assert kinds == {(True, False), (False, True), (False, False)}
+    assert {len(p.start) for p in COLLECTION.values()} >= {2, 3, 4, 5, 6, 7, 10}
+
+
+@pytest.mark.parametrize("name", COLLECTION)
+def test_the_published_figures_agree_with_each_other(name):
+    """f(y*) = f*, and y* is feasible, as far as the printed digits of y* go."""
+    problem = COLLECTION[name]
+    y = vector(problem.solution).requires_grad_()
+    f = problem.node().objective(vector(problem.x), y)
+    (gradient,) = torch.autograd.grad(f, y)
+    digits = 1e-6 * (1 + float(y.abs().max()))
+    assert abs(float(f) - problem.optimum) <= digits * (1 + float(gradient.abs().sum()))
+    constraints = [c for c in (problem.node().equality_constraints, problem.node().inequality_constraints) if c(vector(problem.x), y) is not None]
+    slope = max(float(torch.autograd.functional.jacobian(lambda y, c=c: c(vector(problem.x), y), y).abs().sum(1).max()) for c in constraints)
+    assert violation(problem, vector(problem.x), y.detach()) <= digits * slope
+
+
+@pytest.mark.parametrize("name", [name for name in COLLECTION if name != NO_MULTIPLIERS])
+def test_the_published_optimum_from_the_published_start(name):
+    problem = COLLECTION[name]
+    x = vector(problem.x)
+    solution = problem.node().solution(x, in_dims=None)
+    y = solution.y
+    f = float(problem.node().objective(x, y))
+    assert solution.status == Status.CONVERGED
+    assert violation(problem, x, y) <= 1e-8
+    found = min((problem.optimum, *problem.local), key=lambda value: abs(value - f))
+    assert abs(f - found) <= 1e-6 * (1 + abs(found))
+    if problem.unique and found == problem.optimum:
+        published = vector(problem.solution)
+        # f is quartic or of sixth order about the flat ones: y is not found better than f's rounding lets it.
+        tolerance = 1e-2 if name in FLAT else 1e-5
+        assert float((y - published).abs().max()) <= tolerance * (1 + float(published.abs().max()))
+
+
+@pytest.mark.parametrize("name", REGULAR)
+def test_the_published_minimiser_has_the_derivative_of_finite_differences(name):
+    problem = COLLECTION[name]
+    _, jacobian, solution = sensitivity(problem)
+    x, step = stencil(problem)
+    around = solved_near(problem, x).y
+    differences = WEIGHTS @ around / step
+    assert abs(float(problem.node().objective(vector(problem.x), solution.y)) - problem.optimum) <= 1e-6 * (1 + abs(problem.optimum))
+    noise = 1e-9 * (1 + float(around.abs().max()))
+    assert float((jacobian - differences).abs().max()) <= 1e-6 * float(differences.abs().max()) + noise
+
+
+@pytest.mark.parametrize("name", REGULAR)
+def test_the_optimal_value_obeys_the_envelope_theorem(name):
+    """df(x, y(x))/dx = ∂L/∂x at fixed y, ν, μ, and that is how the optimal value of the re-solved problem changes."""
+    problem = COLLECTION[name]
+    x, _, solution = sensitivity(problem)
+    node = problem.node()
+    (total,) = torch.autograd.grad(node.objective(x, solution.y), x)
+    (partial,) = torch.autograd.grad(lagrangian(problem, x, solution.y.detach(), solution), x)
+    around, step = stencil(problem)
+    values = torch.stack([node.objective(x, y) for x, y in zip(around, solved_near(problem, around).y, strict=True)])
+    differences = WEIGHTS @ values / step
+    assert float((total - partial).abs()) <= 1e-9 * (1 + float(partial.abs()))
+    assert float((total - differences).abs()) <= 1e-6 * float(differences.abs()) + 1e-9 * (1 + float(values.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["HS6", "HS35", "HS53", "HS71", "HS78"])
+def test_verify(name):
+    report = verify(COLLECTION[name].node(), vector([COLLECTION[name].x]))
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_no_curvature(name):
+    """The implicit function theorem says nothing of y; the optimal value still moves by the envelope theorem."""
+    problem = COLLECTION[name]
+    x = vector(problem.x).requires_grad_()
+    solution = problem.node().solution(x, in_dims=None)
+    with pytest.raises(IrregularPointError, match="not isolated"):
+        torch.autograd.grad(solution.y.sum(), x)
+    (partial,) = torch.autograd.grad(lagrangian(problem, x, solution.y.detach(), solution), x)
+    assert abs(float(partial)) <= 1e-6  # f* = 0 for every x
+    assert any("no curvature" in cause for cause in certify(problem.node(), vector([problem.x])).causes[0])
+
+
+def test_redundant_constraints_make_a_kink():
+    """HS30: y₁² + y₂² ≥ x next to y₁ ≥ 1. The radius is max(1, √x): no slope to the left of 1, one half to the right."""
+    problem = COLLECTION["HS30"]
+    x = vector(problem.x).requires_grad_()
+    y = problem.node()(x, in_dims=None)
+    with pytest.raises(IrregularPointError, match="redundant"):
+        torch.autograd.grad(y[0], x)
+    for value, slope in ((0.9, 0.0), (1.1, 0.5 / 1.1**0.5)):
+        x = vector([value]).requires_grad_()
+        y = problem.node()(x)
+        torch.testing.assert_close(y[0], vector([max(1.0, value**0.5), 0.0, 0.0]), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(torch.autograd.grad(y[0, 0], x)[0], vector([slope]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("side", "sign", "slope"), [("inactive", -1, 0.0), ("active", 1, -1.0)])
+def test_a_weakly_active_constraint_makes_a_kink(side, sign, slope):
+    """HS17: y₂ ≤ y₁² − x and y₁ ≤ y₂². y₂ stays at 0 for x < 0 and gives way, by −x, for x > 0."""
+    problem = COLLECTION["HS17"]
+    _, jacobian, solution = sensitivity(problem, differentiation=Implicit(weakly_active=side))
+    assert solution.weakly_active.tolist() == [False, True, False, False, False, False, False][: len(solution.weakly_active)]
+    torch.testing.assert_close(jacobian, vector([0.0, slope]), rtol=1e-9, atol=1e-9)
+    step = 1e-4
+    ahead = solved_near(problem, vector([sign * step, 2 * sign * step])).y
+    at = solution.y.detach()
+    one_sided = sign * (4 * ahead[0] - ahead[1] - 3 * at) / (2 * step)
+    torch.testing.assert_close(one_sided, vector([0.0, slope]), rtol=1e-6, atol=1e-6)
+
+
+def test_a_minimiser_without_multipliers_is_not_claimed():
+    """HS13: (1, 0) is a cusp of the feasible set, which is not empty. No multipliers exist, so no solve can converge there."""
+    problem = COLLECTION[NO_MULTIPLIERS]
+    with pytest.raises(SolverError):
+        problem.node()(vector([problem.x]))
+    solution = problem.node(solver=InteriorPoint(on_failure="nan")).solution(vector([problem.x]))
+    assert int(solution.status[0]) in (Status.MAX_ITERATIONS, Status.NOT_STATIONARY)
