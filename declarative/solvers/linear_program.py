@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.base import Linearisation
 from declarative.errors import name_samples
 from declarative.problem import Problem
 from declarative.solution import Status
@@ -33,7 +34,7 @@ class LinearPrograms:
         options: scipy's options for it.
 
     Raises:
-        ValueError: the objective's gradient or the constraints' Jacobian is not the same everywhere.
+        ValueError: the objective or a constraint is not linear in y.
     """
 
     def __init__(self, problem: Problem, start: Variables, p: int, method: str, tolerance: float, options: dict[str, Any]) -> None:
@@ -43,25 +44,26 @@ class LinearPrograms:
         origin = linearise(problem, torch.zeros_like(start))
         c, A, at_zero = origin.gradient, origin.jacobian(), origin.constraints
         self._finite = torch.isfinite(torch.cat([c, A.flatten(1), at_zero], 1)).all(1)
-        self._reject_curved(problem, start, c, A)
+        self._reject_curved(problem, start, origin)
         self._start, self._c, self._A, self._side = (t.detach().double().cpu().numpy() for t in (start, c, A, -at_zero))
 
-    def _reject_curved(self, problem: Problem, start: Tensor, c: Tensor, A: Tensor) -> None:
-        """Compare derivatives at 0 with those at the start and at opposite random points, row by row."""
+    def _reject_curved(self, problem: Problem, start: Tensor, origin: Linearisation) -> None:
+        """Compare values at the start and at opposite random points with those of the linear functions."""
         random = torch.randn(start.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
-        here = torch.cat([c.unsqueeze(1), A], 1)
-        tolerance = torch.finfo(c.dtype).eps ** 0.5
+        slopes = torch.cat([origin.gradient.unsqueeze(1), origin.jacobian()], 1)
+        at_zero = torch.cat([origin.objective.unsqueeze(1), origin.constraints], 1)
         for point in (start, start + random * (1 + start.abs()), -random * (1 + start.abs())):
-            at = linearise(problem, point)
-            there = torch.cat([at.gradient.unsqueeze(1), at.jacobian()], 1)
-            same = (there - here).abs().amax(2) <= tolerance * torch.maximum(there.abs(), here.abs()).amax(2)
-            for what, kept in (("objective", same[:, :1]), ("equality_constraints", same[:, 1 : 1 + self._p]), ("inequality_constraints", same[:, 1 + self._p :])):
+            f, h, g = problem.evaluate(point)
+            change = (slopes @ point.unsqueeze(-1)).squeeze(-1)
+            scale = (slopes.abs() @ point.abs().unsqueeze(-1)).squeeze(-1) + at_zero.abs()
+            same = (torch.cat([f.unsqueeze(1), h, g], 1) - at_zero - change).abs() <= torch.finfo(f.dtype).eps ** 0.5 * scale
+            parts = {"objective": 1, "equality_constraints": h.shape[1], "inequality_constraints": g.shape[1]}
+            for what, kept in zip(parts, same.split(list(parts.values()), 1), strict=True):
                 wrong = (~kept.all(1) & self._finite).nonzero().squeeze(1).tolist()
                 if wrong:
                     raise ValueError(
                         f"SciPy(method={self._method!r}) solves linear programs, and {problem.name}.{what} is not linear in y "
-                        f"(its derivative changes with y in {name_samples(wrong, problem.batch)}); "
-                        "use a method of scipy.optimize.minimize, such as SciPy('SLSQP'), or InteriorPoint()"
+                        f"({name_samples(wrong, problem.batch)}); use a method of scipy.optimize.minimize, such as SciPy('SLSQP'), or InteriorPoint()"
                     )
 
     def solve(self, i: int) -> tuple[np.ndarray, Status, int, np.ndarray]:
@@ -78,7 +80,7 @@ class LinearPrograms:
             return nothing[0] if found.x is None else np.asarray(found.x), status, iterations, nothing[1]
         # HiGHS's marginals are ∂(cᵀy)/∂side, the negatives of the multipliers of L = f + νᵀh + μᵀg.
         multipliers = -np.concatenate([np.asarray(found.eqlin.marginals), np.asarray(found.ineqlin.marginals)])
-        return np.asarray(found.x), status, iterations, multipliers
+        return found.x + 0.0, status, iterations, multipliers + 0.0  # no −0
 
     def _run(self, i: int, options: dict[str, Any]) -> Any:
         A, side, p = self._A[i], self._side[i], self._p

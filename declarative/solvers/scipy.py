@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import linearise
-from declarative.engines.base import Linearisation
 from declarative.problem import Layout, Problem
 from declarative.solution import Status
 from declarative.solvers import linear_program
 from declarative.solvers.base import Iterate, Solver, start_from
+from declarative.solvers.instance import Instance
 from declarative.solvers.linear_program import LinearPrograms
 
 _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
@@ -110,16 +110,12 @@ class SciPy(Solver):
         tolerance = torch.finfo(y.dtype).eps ** 0.75 if self.tolerance is None else self.tolerance
         options = {_LIMIT.get(method, "maxiter"): self.max_iterations, **self.options}
         if method in linear_program.METHODS:
-            solve: Callable[[int], Outcome] = LinearPrograms(problem, y, p, method, tolerance, options).solve
+            solve = LinearPrograms(problem, y, p, method, tolerance, options).solve
         elif p + q and method not in _WITH_CONSTRAINTS:
             able = ", ".join(sorted({*_WITH_CONSTRAINTS, *linear_program.METHODS}))
             raise ValueError(f"{problem.name} has constraints, which SciPy(method={self.method!r}) ignores; use one of {able}")
         else:
-
-            def solve(i: int) -> Outcome:
-                index = torch.tensor([i], device=y.device)
-                return _minimise(_Instance(problem.select(index), y[index], p, q), method, tolerance, options)
-
+            solve = partial(_minimise, problem, y, p, q, method, tolerance, options)
         points, status, iterations, multipliers = zip(*self._each(solve, problem.batch), strict=True)
         found = torch.as_tensor(np.stack(points)).to(y)
         counts = (torch.tensor([int(n) for n in values], device=y.device) for values in (status, iterations))
@@ -170,11 +166,13 @@ def _reject_unknown_options(method: str, options: dict[str, Any]) -> None:
                 raise ValueError(
                     f"SciPy(method={method!r}) has no option {name!r}; print(scipy.optimize.show_options({of!r}, {method!r}, disp=False)) lists them"
                 ) from warning
-            except Exception:  # noqa: BLE001, S112 - it knows the option, and does not take None for it
+            except Exception:  # it knows the option, and does not take None for it
                 continue
 
 
-def _minimise(instance: _Instance, method: str, tolerance: float, options: dict[str, Any]) -> Outcome:
+def _minimise(problem: Problem, start: Tensor, p: int, q: int, method: str, tolerance: float, options: dict[str, Any], i: int) -> Outcome:
+    index = torch.tensor([i], device=start.device)
+    instance = Instance(problem.select(index), start[index], p, q)
     arguments: dict[str, Any] = {"method": method, "tol": tolerance, "options": options}
     if method not in _WITHOUT_GRADIENT:
         arguments["jac"] = instance.gradient
@@ -184,86 +182,14 @@ def _minimise(instance: _Instance, method: str, tolerance: float, options: dict[
         arguments["constraints"] = instance.constraints(method)
     try:
         result = scipy.optimize.minimize(instance.objective, instance.start, **arguments)
-    except (ValueError, np.linalg.LinAlgError):
-        if instance.finite:
+    except (ValueError, np.linalg.LinAlgError) as error:
+        if instance.finite and not isinstance(error, np.linalg.LinAlgError):
             raise
         # numpy stops at NaN and inf; the other samples go on.
-        return np.full_like(instance.start, np.nan), Status.NON_FINITE, 0, None
+        return np.full_like(instance.start, np.nan), Status.NO_SOLUTION if instance.finite else Status.NON_FINITE, 0, None
     y, steps = np.asarray(result.x, dtype=float), int(getattr(result, "nit", 0))
     if not (np.isfinite(y).all() and np.isfinite(result.fun)):
         return y, Status.NON_FINITE, steps, None
     spent = int(result.nfev) if method in _COUNT_EVALUATIONS else steps
     limited = not result.success and spent >= options[_LIMIT.get(method, "maxiter")]
     return y, Status.MAX_ITERATIONS if limited else Status.CONVERGED, steps, None
-
-
-class _Instance:
-    """One instance as numpy functions of y (m,). scipy asks for value, gradient and constraints at one point in turn: they share a graph."""
-
-    def __init__(self, problem: Problem, start: Tensor, p: int, q: int) -> None:
-        self._problem, self._like, self._p, self._q = problem, start, p, q
-        self.start = start[0].double().cpu().numpy()
-        self.finite = True
-        """Whether every value so far was finite."""
-        self._last: tuple[bytes, Linearisation] | None = None
-
-    def _tensor(self, y: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(y), dtype=self._like.dtype, device=self._like.device).reshape(1, -1)
-
-    def _at(self, y: np.ndarray) -> Linearisation:
-        key = np.asarray(y).tobytes()
-        if self._last is None or self._last[0] != key:
-            self._last = key, linearise(self._problem, self._tensor(y))
-        return self._last[1]
-
-    def _numbers(self, value: Tensor) -> np.ndarray:
-        numbers = value[0].double().cpu().numpy()
-        self.finite = self.finite and bool(np.isfinite(numbers).all())
-        return numbers
-
-    def objective(self, y: np.ndarray) -> float:
-        return float(self._numbers(self._at(y).objective))
-
-    def gradient(self, y: np.ndarray) -> np.ndarray:
-        return self._numbers(self._at(y).gradient)
-
-    def hessian(self, y: np.ndarray) -> np.ndarray:
-        return self._numbers(self._at(y).hessian())
-
-    def _value(self, y: np.ndarray, rows: slice) -> np.ndarray:
-        return self._numbers(self._at(y).constraints)[rows]
-
-    def _jacobian(self, y: np.ndarray, rows: slice) -> np.ndarray:
-        return self._numbers(self._at(y).jacobian())[rows]
-
-    def _weighted_hessian(self, y: np.ndarray, weights: np.ndarray, rows: slice) -> np.ndarray:
-        """Σ w_i ∇²a_i: the Hessian of L with multipliers w, less that of f."""
-        full = torch.zeros(1, self._p + self._q, dtype=self._like.dtype, device=self._like.device)
-        full[0, rows] = torch.as_tensor(np.asarray(weights), dtype=self._like.dtype, device=self._like.device)
-        point = self._tensor(y)
-        with_weights = linearise(self._problem, point, full[:, : self._p], full[:, self._p :]).hessian()
-        return self._numbers(with_weights - self._at(y).hessian())
-
-    def constraints(self, method: str) -> list[Any]:
-        """In scipy's terms; its inequalities are ≥ 0 in the dictionaries, ours are ≤ 0."""
-        blocks = [("eq", 1.0, slice(0, self._p)), ("ineq", -1.0, slice(self._p, self._p + self._q))]
-        blocks = [block for block in blocks if block[2].stop > block[2].start]
-        if method == "trust-constr":
-            return [
-                scipy.optimize.NonlinearConstraint(
-                    lambda y, rows=rows: self._value(y, rows),
-                    0.0 if kind == "eq" else -np.inf,
-                    0.0,
-                    jac=lambda y, rows=rows: self._jacobian(y, rows),  # pyright: ignore[reportArgumentType]
-                    hess=lambda y, w, rows=rows: self._weighted_hessian(y, w, rows),  # pyright: ignore[reportArgumentType]
-                )
-                for kind, _, rows in blocks
-            ]
-        return [
-            {
-                "type": kind,
-                "fun": lambda y, sign=sign, rows=rows: sign * self._value(y, rows),
-                "jac": lambda y, sign=sign, rows=rows: sign * self._jacobian(y, rows),
-            }
-            for kind, sign, rows in blocks
-        ]
