@@ -156,7 +156,8 @@ def _multipliers(problem: Problem, name: str, found: dict[int, np.ndarray | None
             return None
         if value.size != like.shape[1]:
             raise ValueError(
-                f"{problem.name}: External(function) returned {name} of shape {value.shape} for sample {i}; expected ({like.shape[1]},), one for each constraint"
+                f"{problem.name}: External(function) returned {name} of shape {value.shape} for sample {i}; "
+                f"expected ({like.shape[1]},), one for each constraint"
             )
         rows[i] = torch.from_numpy(value).reshape(-1)
     return rows.to(like)

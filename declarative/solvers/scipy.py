@@ -187,7 +187,7 @@ def _minimise(problem: Problem, start: Tensor, p: int, q: int, method: str, tole
             raise
         # numpy stops at NaN and inf; the other samples go on.
         return np.full_like(instance.start, np.nan), Status.NO_SOLUTION if instance.finite else Status.NON_FINITE, 0, None
-    y, steps = np.asarray(result.x, dtype=float), int(getattr(result, "nit", 0))
+    y, steps = np.asarray(result.x, dtype=float), int(result.get("nit", result.nfev))
     if not (np.isfinite(y).all() and np.isfinite(result.fun)):
         return y, Status.NON_FINITE, steps, None
     spent = int(result.nfev) if method in _COUNT_EVALUATIONS else steps
