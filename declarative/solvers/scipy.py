@@ -40,7 +40,8 @@ class SciPy(Solver):
 
     Gradients, Hessians and constraint Jacobians come from the engine, evaluated in the dtype and on the device of the
     inputs; scipy itself computes in float64. Multipliers are recovered from y in this package's signs, whatever the
-    method reports.
+    method reports. "trust-constr" is an interior point method that may stop some 1e-5 inside of the constraints that hold it;
+    give its node a `polish`, which takes that to rounding.
 
     The methods "highs", "highs-ds" and "highs-ipm" are those of `scipy.optimize.linprog`. They ask for an objective and
     constraints that are linear in y, which is tested; bounds are the inequalities that the statement writes. Their
@@ -161,13 +162,13 @@ def _reject_unknown_options(method: str, options: dict[str, Any]) -> None:
                 else:
                     derivatives = {"jac": lambda y: 2 * y} | ({"hess": lambda _: 2 * np.eye(1)} if method in _WITH_HESSIAN else {})
                     scipy.optimize.minimize(lambda y: float(y @ y), np.ones(1), method=method, options={name: None}, **derivatives)
-            except scipy.optimize.OptimizeWarning as warning:
+            except Exception as error:
+                if not (isinstance(error, scipy.optimize.OptimizeWarning) or "unexpected keyword argument" in str(error)):
+                    continue  # it knows the option, and does not take None for it
                 of = "linprog" if method in linear_program.METHODS else "minimize"
                 raise ValueError(
                     f"SciPy(method={method!r}) has no option {name!r}; print(scipy.optimize.show_options({of!r}, {method!r}, disp=False)) lists them"
-                ) from warning
-            except Exception:  # it knows the option, and does not take None for it
-                continue
+                ) from error
 
 
 def _minimise(problem: Problem, start: Tensor, p: int, q: int, method: str, tolerance: float, options: dict[str, Any], i: int) -> Outcome:

@@ -89,9 +89,9 @@ def test_multipliers_of_a_known_solution():
     nu = x[:, 1:] - 0.75
     mu = torch.cat([x[:, :1] - 0.25 - nu, torch.zeros(2, 2, dtype=F64)], 1)
     for method in (*HELD, "COBYQA"):
-        s = Corner(solver=SciPy(method)).solution(x)
-        close(s.equality_multipliers, nu, 1e-5)
-        close(s.inequality_multipliers, mu, 1e-5)
+        s = Corner(solver=SciPy(method), polish=3 if method == "trust-constr" else 0).solution(x)
+        close(s.equality_multipliers, nu, 1e-7)
+        close(s.inequality_multipliers, mu, 1e-7)
     z = x[0].numpy()
     linear = [scipy.optimize.LinearConstraint([[1, 1]], 1, 1), scipy.optimize.LinearConstraint([[1, 0]], -np.inf, 0.25)]
     theirs = scipy.optimize.minimize(
@@ -142,7 +142,8 @@ def test_unknown_options_are_refused(node, method):
     with pytest.raises(ValueError, match=rf"SciPy\(method='{method.lower()}'\) has no option 'gtoll'; print\(scipy.optimize.show_options\('minimize'"):
         SciPy(method, options={"disp": False, "gtoll": 1e-3})
     assert SciPy(method, options={"disp": False}).options == {"disp": False}
-    s = node(solver=SciPy(method, max_iterations=1 if method not in ("COBYLA", "TNC") else 4, on_failure="nan")).solution(X)
+    statement = Rosenbrock if method == "Powell" else node  # one sweep of Powell's solves what is separable
+    s = statement(solver=SciPy(method, max_iterations=1 if method not in ("COBYLA", "TNC") else 4, on_failure="nan")).solution(X)
     assert s.status.tolist() == [Status.MAX_ITERATIONS] * 2
     assert bool(s.y.isnan().all())
 
@@ -190,6 +191,7 @@ def test_warm_start_saves_steps(node, method):
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_bad_workers(workers):
     with pytest.raises(ValueError, match=r"SciPy\(workers=...\) must be a number of threads, 1 or more, got"):
         SciPy(workers=workers)
@@ -258,13 +260,13 @@ class Edge(DeclarativeNode):
         return torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("method", [m for m in FREE if m != "COBYQA"])
+@pytest.mark.parametrize("method", [m for m in FREE if m not in ("COBYQA", "Powell")])  # which leave the domain in the second sample too
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_trial_points_outside_the_domain_concern_one_sample(method, workers):
     """Whatever becomes of the first, the second is solved: 2y/(1 − y²) + y = x."""
     x = torch.tensor([[1e4], [0.3]], dtype=F64)
-    s = Edge(solver=SciPy(method, workers=workers, on_failure="nan"), polish=2).solution(x)
+    s = Edge(solver=SciPy(method, workers=workers, on_failure="nan"), polish=5).solution(x)
     assert int(s.status[1]) == Status.CONVERGED
     y = float(s.y[1])
     assert abs(2 * y / (1 - y**2) + y - 0.3) < 1e-9
