@@ -15,14 +15,21 @@ from declarative.problem import Problem
 
 
 class Instance:
-    """One instance as numpy functions of y (m,). scipy asks for value, gradient and constraints at one point in turn: they share a graph."""
+    """One instance as numpy functions of y (m,). scipy asks for value, gradient and constraints at one point in turn: they share a graph.
 
-    def __init__(self, problem: Problem, start: Tensor, p: int, q: int) -> None:
+    Args:
+        start: (1, m)
+        values_only: the method never asks for a derivative, so that no graph is built.
+    """
+
+    def __init__(self, problem: Problem, start: Tensor, p: int, q: int, *, values_only: bool) -> None:
         self._problem, self._like, self._p, self._q = problem, start, p, q
         self.start = start[0].double().cpu().numpy()
         self.finite = True
         """Whether every value so far was finite."""
         self._last: tuple[bytes, Linearisation] | None = None
+        self._last_values: tuple[bytes, tuple[Tensor, Tensor]] | None = None
+        self._values_only = values_only
 
     def _tensor(self, y: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(y), dtype=self._like.dtype, device=self._like.device).reshape(1, -1)
@@ -33,13 +40,24 @@ class Instance:
             self._last = key, linearise(self._problem, self._tensor(y))
         return self._last[1]
 
+    def _values(self, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(f (1,), a (1, p + q))"""
+        if not self._values_only:
+            at = self._at(y)
+            return at.objective, at.constraints
+        key = np.asarray(y).tobytes()
+        if self._last_values is None or self._last_values[0] != key:
+            f, h, g = self._problem.evaluate(self._tensor(y))
+            self._last_values = key, (f, torch.cat([h, g], 1))
+        return self._last_values[1]
+
     def _numbers(self, value: Tensor) -> np.ndarray:
         numbers = value[0].double().cpu().numpy()
         self.finite = self.finite and bool(np.isfinite(numbers).all())
         return numbers
 
     def objective(self, y: np.ndarray) -> float:
-        return float(self._numbers(self._at(y).objective))
+        return float(self._numbers(self._values(y)[0]))
 
     def gradient(self, y: np.ndarray) -> np.ndarray:
         return self._numbers(self._at(y).gradient)
@@ -48,7 +66,7 @@ class Instance:
         return self._numbers(self._at(y).hessian())
 
     def _value(self, y: np.ndarray, rows: slice) -> np.ndarray:
-        return self._numbers(self._at(y).constraints)[rows]
+        return self._numbers(self._values(y)[1])[rows]
 
     def _jacobian(self, y: np.ndarray, rows: slice) -> np.ndarray:
         return self._numbers(self._at(y).jacobian())[rows]

@@ -173,7 +173,7 @@ def _reject_unknown_options(method: str, options: dict[str, Any]) -> None:
 
 def _minimise(problem: Problem, start: Tensor, p: int, q: int, method: str, tolerance: float, options: dict[str, Any], i: int) -> Outcome:
     index = torch.tensor([i], device=start.device)
-    instance = Instance(problem.select(index), start[index], p, q)
+    instance = Instance(problem.select(index), start[index], p, q, values_only=method in _WITHOUT_GRADIENT)
     arguments: dict[str, Any] = {"method": method, "tol": tolerance, "options": options}
     if method not in _WITHOUT_GRADIENT:
         arguments["jac"] = instance.gradient

@@ -84,9 +84,9 @@ def test_cvxpy_reports_multipliers_in_our_signs():
     """Unpolished, and none recovered: those of the dual variables, to cvxpy's accuracy."""
     c, F, r = portfolios()
     s = Portfolio(solver=External(Parametrised(True), multipliers=True)).solution(c, F, r)
-    close(s.inequality_multipliers, Portfolio().solution(c, F, r).inequality_multipliers, 1e-5)
+    close(s.inequality_multipliers, Portfolio().solution(c, F, r).inequality_multipliers, 1e-4)
     wrong = External(lambda *x: [k if i == 0 else -k for i, k in enumerate(Parametrised(True)(*x))], multipliers=True)
-    with pytest.raises(SolverError, match="3 of 3 samples .* the point is not a minimiser"):
+    with pytest.raises(SolverError, match=r"3 of 3 samples .* the point is not a minimiser"):
         Portfolio(solver=wrong)(c, F, r)
 
 
@@ -151,9 +151,9 @@ def test_a_decision_variable_of_several_parts():
 
 
 def test_coarse_results_are_polished():
-    """Good to three digits, then to rounding; unpolished it is refused."""
+    """Good to a digit, then to rounding; unpolished it is refused."""
     x = torch.tensor([[1.5, 0.4], [-2.0, 0.1]], dtype=F64)
-    rough = External(lambda z: np.round([min(np.roots([0.4, 0, 1, -v]), key=lambda r: abs(r.imag)).real for v in z], 3))
+    rough = External(lambda z: np.round([min(np.roots([0.4, 0, 1, -v]), key=lambda r: abs(r.imag)).real for v in z], 1) + 0.04)
     y = Free(solver=rough, polish=4)(x)
     close(y + 0.4 * y**3, x, 1e-13)
     with pytest.raises(SolverError, match="Free, solved by External: 2 of 2 samples"):
@@ -204,9 +204,9 @@ def test_failed_samples_leave_their_neighbours_alone(function, status, polish):
     s = Kept(solver=External(function, on_failure="nan"), polish=polish).solution(x)
     assert s.status.tolist() == [0, status, 0]
     assert bool(s.y[1].isnan().all())
-    close(s.y[[0, 2]], torch.tensor([[0.5, 0.7], [0.2, 1.0]], dtype=F64), 1e-5)
+    close(s.y[[0, 2]], torch.tensor([[0.5, 0.7], [0.2, 1.0]], dtype=F64), 1e-12 if polish else 1e-3)
     rows = torch.autograd.grad(s.y[2].sum(), x)[0]
-    close(rows[2], torch.tensor([1.0, 0.0], dtype=F64), 1e-5)
+    close(rows[2], torch.tensor([1.0, 0.0], dtype=F64), 1e-9)
 
 
 def test_what_a_failure_says():
@@ -226,7 +226,7 @@ def test_no_sample_has_a_solution():
     s = Kept(solver=External(lambda x: None, on_failure="nan")).solution(X)
     assert s.y.shape == (3, 2)
     assert s.status.tolist() == [Status.NO_SOLUTION] * 3
-    with pytest.raises(SolverError, match="Pair: External.* found no solution of any sample, and without initial_guess"):
+    with pytest.raises(SolverError, match=r"Pair: External.* found no solution of any sample, and without initial_guess"):
         Pair(solver=External(lambda x: None, on_failure="nan"))(X)
 
 
