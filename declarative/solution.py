@@ -20,6 +20,7 @@ class Status(IntEnum):
     UNBOUNDED = 3
     NON_FINITE = 4
     NOT_STATIONARY = 5
+    NO_SOLUTION = 6
 
     @property
     def meaning(self) -> str:
@@ -33,6 +34,7 @@ _MEANINGS = {
     Status.INFEASIBLE: "no point satisfies the constraints",
     Status.UNBOUNDED: "the objective is unbounded below on the feasible set",
     Status.NON_FINITE: "NaN or inf in the inputs, the start or the statement's values",
+    Status.NO_SOLUTION: "the solver came back without a solution",
     Status.NOT_STATIONARY: "the point is not a minimiser (the optimality conditions do not hold there)",
 }
 

@@ -81,7 +81,8 @@ class IrregularPolicy:
         # Rows of A get unit length so that the cut-off means the same for each; y gets ONE scale, so that the u returned
         # is the shortest in y's own units.
         m = self.size
-        y_scale = matrix[:, :m, :m].abs().amax((-1, -2)).clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
+        largest = matrix[:, :m, :m].abs().amax((-1, -2))
+        y_scale = torch.where(largest > 0, largest, 1.0).rsqrt()  # H of a linear program is zero
         row_norms = torch.linalg.vector_norm(matrix[:, m:, :m], dim=-1) * y_scale.unsqueeze(-1)
         scale = torch.cat([y_scale.unsqueeze(-1).expand(-1, m), torch.where(row_norms > 0, 1 / row_norms, 1.0)], -1)
         values, vectors = torch.linalg.eigh(matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2))

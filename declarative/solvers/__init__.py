@@ -1,9 +1,10 @@
-"""How y is found: `Newton`, `InteriorPoint`, `SciPy`, and `UserSolve` for a node's own `solve`."""
+"""How y is found: `Newton`, `InteriorPoint`, `SciPy`, `External` for anything in numpy, and `UserSolve` for a node's own `solve`."""
 
 from declarative.solvers.base import IterativeSolver, Progress, Solver
+from declarative.solvers.external import External
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
 from declarative.solvers.scipy import SciPy
 from declarative.solvers.user import UserSolve
 
-__all__ = ["InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]
+__all__ = ["External", "InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]
