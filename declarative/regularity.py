@@ -52,9 +52,8 @@ class Regularity:
 def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, tolerances: Tolerances) -> list[Regularity]:
     """Assess each sample of the batch at (y, ν, μ)."""
     p = equality.shape[1]
-    multipliers = torch.cat([equality, inequality], 1)
-    scales = optimality.scales(multipliers)
-    active, weakly = optimality.active_set(inequality)
+    scales = optimality.scales(equality, inequality)
+    active, weakly = optimality.active_set(equality, inequality)
     stationarity, _ = optimality.residuals(equality, inequality)
     slack, push = optimality.relative_slack(scales), optimality.relative_push(scales, inequality)
     amounts = optimality.relative_values(scales)

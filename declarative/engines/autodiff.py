@@ -20,6 +20,7 @@ from torch import Tensor
 
 from declarative.batching import batched
 from declarative.engines.base import Linearisation
+from declarative.engines.nested import nested_hessian, nested_jacobian, pays
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
 from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Variables
@@ -76,15 +77,16 @@ class GraphLinearisation:
             self._a = torch.cat(parts[1:], 1) if parts[1].shape[1] and parts[2].shape[1] else parts[1 if parts[1].shape[1] else 2]
             self._parts = parts
             self._gradient = self._derivative(_lagrangian(parts, equality, inequality), None, create_graph=True)
+        self._problem, self._multipliers = problem, (equality, inequality)
         self._jacobian: Tensor | None = None
 
     def with_multipliers(self, equality: Tensor, inequality: Tensor) -> GraphLinearisation:
-        """The same point with other multipliers: the statement's graph is kept, only ∇_y L is formed anew."""
         if not self._a.shape[1]:
             return self
         other = copy.copy(self)
         with torch.enable_grad():
             other._gradient = self._derivative(_lagrangian(self._parts, equality, inequality), None, create_graph=True)
+        other._multipliers = equality, inequality
         return other
 
     def _alias(self, tensor: Tensor) -> Tensor:
@@ -149,11 +151,17 @@ class GraphLinearisation:
         return rows.transpose(0, 1)
 
     def hessian(self) -> Hessians:
+        if not self._create_graph and self._gradient.requires_grad and pays(self._problem, self._y, self._y.shape[1]):
+            return nested_hessian(self._problem, self._y.detach(), *self._multipliers)
         return self._rows(self._gradient)
 
     def jacobian(self) -> Jacobians:
         if self._jacobian is None:
-            self._jacobian = self._rows(self._a)
+            count = self._a.shape[1]
+            if not self._create_graph and self._a.requires_grad and pays(self._problem, self._y, count):
+                self._jacobian = nested_jacobian(self._problem, self._y.detach(), count)
+            else:
+                self._jacobian = self._rows(self._a)
         return self._jacobian
 
     def hessian_product(self, direction: Variables) -> Variables:
@@ -216,6 +224,9 @@ class FunctionalLinearisation:
         self._equality, self._inequality = equality, inequality
         outputs: Any = torch.func.vjp(self._system, y, has_aux=True)
         (self._gradient, self._a), self._transpose, self._f = outputs
+
+    def with_multipliers(self, equality: Tensor, inequality: Tensor) -> FunctionalLinearisation:
+        return FunctionalLinearisation(self._problem, self._y, equality, inequality)
 
     def _system(self, y: Tensor, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """((∇_y L, a), f) as a function of y and the problem's tensors."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from declarative.typing import Directions, Hessians, Jacobians, Products, Rows, Values, Variables
+from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Values, Variables
 
 
 class Linearisation(Protocol):
@@ -30,6 +30,10 @@ class Linearisation(Protocol):
     @property
     def gradient(self) -> Variables:
         """∇_y L."""
+        ...
+
+    def with_multipliers(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Linearisation:
+        """The same point with other multipliers; what does not depend on them is kept."""
         ...
 
     def hessian(self) -> Hessians:

@@ -54,11 +54,10 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     eps = torch.finfo(found.y.dtype).eps
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
-    y = found.y
     if steps:
-        y, equality, inequality = polish(problem, y, equality, inequality, steps)
-        optimality = Optimality(problem, y, p, wanted)
-    active, weakly_active = optimality.active_set(inequality)
+        optimality, equality, inequality = polish(optimality, equality, inequality, steps)
+    y = optimality.y
+    active, weakly_active = optimality.active_set(equality, inequality)
     stationarity, violation = optimality.residuals(equality, inequality)
     inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)

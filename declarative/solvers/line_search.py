@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative.typing import SampleMask, Values, Variables
+from declarative.typing import Rows, SampleMask, Values, Variables
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,21 @@ class LineSearch:
 
     def _accepts(self, value: Tensor, length: Tensor) -> Tensor:
         return torch.isfinite(value) & (value <= self.merit + 1e-4 * length * self.slope + self.noise)
+
+
+def exact_penalty(previous: Values, multipliers: Rows, slope: Values, curvature: Values, infeasibility: Values, noise: Values) -> Values:
+    """ρ above the multipliers, and large enough that a step descends on f + ρθ: Dφ·d − ρθ ≤ −ρθ/10 − ½ dᵀHd.
+
+    It may fall again, by half a step: one wild step must not make all later ones follow the constraints' curves. (Waltz, Morales,
+    Nocedal & Orban, 2006.)
+
+    Args:
+        multipliers: as the step leaves them.
+        slope: Dφ·d of the objective alone.
+        curvature: dᵀHd where positive.
+        infeasibility: θ, which d reduces to zero to first order; below `noise` it counts as zero.
+    """
+    tiny = torch.finfo(slope.dtype).tiny
+    needed = torch.where(infeasibility > noise, (slope + 0.5 * curvature) / (0.9 * infeasibility.clamp_min(tiny)), 0.0).clamp_min(0.0)
+    largest = 1.1 * multipliers.abs().amax(1) if multipliers.shape[1] else needed
+    return torch.maximum(torch.maximum(needed, largest), 0.5 * previous)

@@ -22,7 +22,8 @@ def recover(optimality: Optimality, nearness: float, equality: Tensor | None, in
         return equality, inequality
     if not jacobian.shape[1]:
         return optimality.values, optimality.values  # (b, 0)
-    scales = optimality.scales(torch.zeros_like(optimality.values))
+    zero = torch.zeros_like(optimality.values)
+    scales = optimality.scales(zero[:, :p], zero[:, p:])
     near = optimality.relative_slack(scales) <= nearness
     sought = torch.cat([torch.ones_like(optimality.values[:, :p], dtype=torch.bool), near], 1)
     known = torch.zeros_like(optimality.values)

@@ -11,7 +11,8 @@ from declarative.engines.autodiff import linearise
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.base import IterativeSolver, State, decide
-from declarative.solvers.line_search import LineSearch
+from declarative.solvers.line_search import LineSearch, exact_penalty
+from declarative.solvers.optimality import coordinate_sizes
 from declarative.solvers.structured_step import model_at
 from declarative.typing import Counts, SampleMask, Variables
 
@@ -24,8 +25,9 @@ class Newton(IterativeSolver):
     Hessian and redundant constraints. Each sample's iterates depend on that sample alone.
 
     Args:
-        tolerance: stop when the Newton step is below this relative to 1 + ‖y‖∞, and then take that step (so that the
-            error left is about its square). Default eps^¾: 1.8e-12 in float64, 6e-6 in float32.
+        tolerance: stop when the Newton step is below this relative to 1 + ‖y‖∞, and below its root relative to each
+            coordinate, and then take that step (so that the error left is about its square). Default eps^¾: 1.8e-12 in
+            float64, 6e-6 in float32.
     """
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
@@ -33,34 +35,34 @@ class Newton(IterativeSolver):
         if inequality.shape[1]:
             raise ValueError(f"{problem.name} has inequality constraints, which Newton() does not handle; use InteriorPoint() or leave solver=None")
         zero = y.new_zeros(problem.batch)
-        return {"y": y, "equality": init[1] if init else torch.zeros_like(equality), "inequality": inequality, "penalty": zero, "residual": zero}
+        nu = init[1] if init else torch.zeros_like(equality)
+        return {"y": y, "equality": nu, "inequality": inequality, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
         at = linearise(problem, y, state["equality"])
         h, f = at.constraints, at.objective
-        model = model_at(problem, at, y, state["equality"])
+        scale = 1 + y.abs().amax(1)
+        model = model_at(problem, at, y, state["equality"], state["radius"])
         step, change = model.solve(at.gradient, -h)
-        equality = state["equality"] + change
         # The model is of L at the old ν, so its multipliers are a change of ν. The merit function f + ρ‖h‖₁ needs ∇f.
         jacobian = at.jacobian()
         gradient = at.gradient - (jacobian.mT @ state["equality"].unsqueeze(-1)).squeeze(-1)
         infeasibility = h.abs().sum(1)
-        largest = equality.abs().amax(1) if equality.shape[1] else torch.zeros_like(f)
-        penalty = torch.where(state["penalty"] < 1.1 * largest, 2 * largest, state["penalty"])
-        slope = (gradient * step).sum(1) - penalty * infeasibility
+        slope = (gradient * step).sum(1)
+        rounding = 10 * eps * (jacobian.abs().sum(2) * scale.unsqueeze(1)).sum(1)
+        curvature = (h * change).sum(1) - (at.gradient * step).sum(1)  # dᵀHd, by the step's own equations
+        penalty = exact_penalty(state["penalty"], state["equality"] + change, slope, curvature.clamp_min(0.0), infeasibility, rounding)
+        slope = slope - penalty * infeasibility
         merit = f + penalty * infeasibility
-        noise = 10 * eps * (f.abs() + penalty * infeasibility)
+        noise = 10 * eps * f.abs() + penalty * (10 * eps * infeasibility + rounding)
 
         tolerance = eps**0.75 if self.tolerance is None else self.tolerance
-        scale = 1 + y.abs().amax(1)
-        # Where the model had to be convexified its minimiser may be arbitrarily far.
-        reach = (1e3 * scale / step.abs().amax(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0)
-        step = torch.where(model.convex.unsqueeze(1), step, step * reach.unsqueeze(1))
         size = step.abs().amax(1)
         finite = torch.isfinite(size) & torch.isfinite(f)
         # The step is small: take it whole (rounding makes the line search blind at this size) and stop.
-        close = finite & (size <= tolerance * scale)
+        relative = torch.maximum(size / scale, tolerance**0.5 * (step.abs() / coordinate_sizes(y)).amax(1))
+        close = finite & (relative <= tolerance)
 
         def merit_at(candidate: Tensor) -> Tensor:
             value, violation, _ = problem.evaluate(candidate)
@@ -71,6 +73,8 @@ class Newton(IterativeSolver):
 
         search = LineSearch(y, step, slope, merit, noise)
         length, candidate = search.run(merit_at, correction if h.shape[1] else None, close)
+        # Where the model is not convex, it may reach as far as it has shown to hold.
+        radius = torch.where(length < 1, (2 * length).clamp(0.1, 1.0), 2.0) * state["radius"]
         # No step length improves the merit: the noise floor (if the step is small at all), or no progress.
         stalled = finite & (length == 0)
         settled = close | (stalled & (size <= eps**0.4 * scale))
@@ -83,8 +87,8 @@ class Newton(IterativeSolver):
             (unbounded, Status.UNBOUNDED),
             (stalled, Status.NOT_STATIONARY),
         )
-        equality = torch.where((finite & (length > 0)).unsqueeze(1), equality, state["equality"])
-        return {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": size / scale}, status, done
+        equality = state["equality"] + torch.where((finite & (length > 0)).unsqueeze(1), length.unsqueeze(1) * change, 0.0)
+        return {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": relative, "radius": radius}, status, done
 
 
 def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:

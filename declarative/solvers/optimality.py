@@ -11,7 +11,7 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
-from declarative.typing import InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
+from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
 
 
 def coordinate_sizes(y: Variables) -> Variables:
@@ -41,8 +41,8 @@ class Scales:
 
     Args:
         y: the size of each coordinate (`coordinate_sizes`).
-        gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇f when y moves by its own size (one
-            Hessian-vector product; near an unconstrained minimum nothing else has the right size), and of each λ_i ∇a_i, where
+        gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇_y L when y moves by its own size (one
+            Hessian-vector product, of L; near an unconstrained minimum nothing else has the right size), and of each λ_i ∇a_i, where
             a multiplier near zero has the size of eps^¼ times the one that would balance the largest of those terms.
         rows: how much each constraint changes, to first order, when y moves by its own size.
     """
@@ -56,7 +56,7 @@ class Optimality:
     """The problem's first-order data at y, independent of multipliers."""
 
     def __init__(self, problem: Problem, y: Variables, p: int, wanted: Sequence[int] = ()) -> None:
-        self.problem, self.y, self.p = problem, y, p
+        self.problem, self.y, self.p, self._wanted = problem, y, p, wanted
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
@@ -65,10 +65,20 @@ class Optimality:
         self._rows: Rows = (self._magnitudes @ self._size.unsqueeze(-1)).squeeze(-1)
         # Turns by the golden angle: no pattern that a statement is likely to have (sums, differences) is blind to it.
         probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
-        self._steepest = torch.maximum(self.gradient.abs(), self.at.hessian_product(self._size * probe).abs())
+        self._move = self._size * probe
+        self._known: tuple[Tensor, Tensor, Scales] | None = None
 
-    def scales(self, multipliers: Rows) -> Scales:
-        return Scales(self._size, gradient_sizes(self._steepest, self._magnitudes, multipliers, self.p), self._rows)
+    def moved(self, y: Variables) -> Optimality:
+        """The same at another point."""
+        return Optimality(self.problem, y, self.p, self._wanted)
+
+    def scales(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Scales:
+        if self._known is None or self._known[0] is not equality or self._known[1] is not inequality:
+            change = self.at.with_multipliers(equality, inequality).hessian_product(self._move)
+            steepest = torch.maximum(self.gradient.abs(), change.abs())
+            sizes = gradient_sizes(steepest, self._magnitudes, torch.cat([equality, inequality], 1), self.p)
+            self._known = equality, inequality, Scales(self._size, sizes, self._rows)
+        return self._known[2]
 
     def relative_values(self, scales: Scales) -> Rows:
         """a relative to the change that a move of y by its own size brings: how far each constraint is from holding with equality."""
@@ -84,7 +94,7 @@ class Optimality:
             return inequality
         return inequality * (self._magnitudes[:, self.p :] / scales.gradient.unsqueeze(1)).amax(2)
 
-    def active_set(self, inequality: InequalityMultipliers) -> tuple[InequalityMask, InequalityMask]:
+    def active_set(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> tuple[InequalityMask, InequalityMask]:
         """(active, weakly active), from slack and multiplier together.
 
         A solution of accuracy δ has an O(δ) slack and an O(1) push where a constraint is active, and the other way round
@@ -92,15 +102,15 @@ class Optimality:
         on g alone would have to guess δ. Weakly active: both are below √eps, and the constraint is not violated.
         """
         root = torch.finfo(self.y.dtype).eps ** 0.5
-        scales = self.scales(torch.cat([torch.zeros_like(self.values[:, : self.p]), inequality], 1))
+        scales = self.scales(equality, inequality)
         push, slack = self.relative_push(scales, inequality), self.relative_slack(scales)
         active = (push > slack) & (push > root)
         return active, ~active & (slack.abs() <= root)
 
-    def residuals(self, equality: Tensor, inequality: Tensor) -> tuple[Values, Values]:
+    def residuals(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> tuple[Values, Values]:
         """(stationarity, violation), relative; a multiplier of the wrong sign counts as its size in stationarity."""
         multipliers = torch.cat([equality, inequality], 1)
-        scales = self.scales(multipliers)
+        scales = self.scales(equality, inequality)
         total = self.gradient + (self.jacobian.mT @ multipliers.unsqueeze(-1)).squeeze(-1)
         stationarity = (total.abs() / scales.gradient).amax(1)
         if not multipliers.shape[1]:

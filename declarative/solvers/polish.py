@@ -9,54 +9,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import linearise
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
-from declarative.problem import Problem
 from declarative.solvers.optimality import Optimality
+from declarative.typing import EqualityMultipliers, InequalityMultipliers, Values
+
+_ROUNDING = 20  # units of roundoff: below, a step gains nothing
 
 
-def polish(problem: Problem, y: Tensor, equality: Tensor, inequality: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, ν, μ) after at most `steps` Newton steps; a sample keeps the best that it has seen."""
-    best = _Candidate(problem, y, equality, inequality)
+def polish(
+    optimality: Optimality, equality: EqualityMultipliers, inequality: InequalityMultipliers, steps: int
+) -> tuple[Optimality, EqualityMultipliers, InequalityMultipliers]:
+    """(at y, ν, μ) after at most `steps` Newton steps; a sample keeps the best that it has seen."""
+    best = _Candidate(optimality, equality, inequality)
     for _ in range(steps):
+        open_ = ~(best.residual <= _ROUNDING * torch.finfo(best.residual.dtype).eps)
+        if not bool(open_.any()):
+            break
         candidate = best.advanced()
         # NaN compares false, so that a failed step is not taken.
-        better = candidate.residual < best.residual
+        better = open_ & (candidate.residual < best.residual)
         if not bool(better.any()):
             break
         best = candidate if bool(better.all()) else best.where(better, candidate)
-    return best.y, best.equality, best.inequality
+    return best.optimality, best.equality, best.inequality
 
 
 class _Candidate:
-    def __init__(self, problem: Problem, y: Tensor, equality: Tensor, inequality: Tensor) -> None:
-        self.problem, self.y, self.equality = problem, y, equality
-        self.optimality = Optimality(problem, y, equality.shape[1])
-        active, weakly = self.optimality.active_set(inequality)
-        root = torch.finfo(y.dtype).eps ** 0.5
-        scales = self.optimality.scales(torch.cat([equality, inequality], 1))
+    def __init__(self, optimality: Optimality, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> None:
+        self.optimality, self.equality = optimality, equality
+        active, weakly = optimality.active_set(equality, inequality)
+        scales = optimality.scales(equality, inequality)
+        slack = optimality.relative_slack(scales)
         # Not yet separated by size (an unpolished point may have slack and push both small): the larger one decides.
-        self.active = active | (weakly & (self.optimality.relative_push(scales, inequality) > self.optimality.relative_slack(scales).clamp_min(root)))
-        self.inequality = torch.where(self.active, inequality, 0.0)
-        stationarity, violation = self.optimality.residuals(equality, self.inequality)
-        slack = self.optimality.relative_slack(scales)
+        root = torch.finfo(equality.dtype).eps ** 0.5
+        self.active = active | (weakly & (optimality.relative_push(scales, inequality) > slack.clamp_min(root)))
+        self.inequality = torch.where(self.active, inequality, 0.0) if inequality.shape[1] else inequality
+        stationarity, violation = optimality.residuals(equality, self.inequality)
         gap = torch.where(self.active, slack.abs(), 0.0).amax(1) if slack.shape[1] else torch.zeros_like(violation)
-        self.residual = stationarity + violation + gap
+        self.residual: Values = stationarity + violation + gap
 
     def advanced(self) -> _Candidate:
         """One Newton step on."""
-        p = self.equality.shape[1]
-        at = linearise(self.problem, self.y, self.equality, self.inequality)
-        rows = torch.cat([torch.ones_like(self.equality), self.active.to(self.y.dtype)], 1)
-        policy = IrregularPolicy("min_norm", self.y.shape[1], self.y.shape[0], self.problem.name)
-        dy, change = solve_bordered(policy, at.hessian(), self.optimality.jacobian, rows, -at.gradient, -at.constraints * rows)
-        return _Candidate(self.problem, self.y + dy, self.equality + change[:, :p], self.inequality + change[:, p:])
+        here, p = self.optimality, self.equality.shape[1]
+        at = here.at.with_multipliers(self.equality, self.inequality)
+        rows = torch.cat([torch.ones_like(self.equality), self.active.to(self.equality.dtype)], 1)
+        policy = IrregularPolicy("min_norm", here.y.shape[1], here.y.shape[0], here.problem.name)
+        dy, change = solve_bordered(policy, at.hessian(), here.jacobian, rows, -at.gradient, -here.values * rows)
+        return _Candidate(here.moved(here.y + dy), self.equality + change[:, :p], self.inequality + change[:, p:])
 
     def where(self, mask: Tensor, other: _Candidate) -> _Candidate:
         column = mask.unsqueeze(1)
         return _Candidate(
-            self.problem,
-            torch.where(column, other.y, self.y),
+            self.optimality.moved(torch.where(column, other.optimality.y, self.optimality.y)),
             torch.where(column, other.equality, self.equality),
             torch.where(column, other.inequality, self.inequality),
         )

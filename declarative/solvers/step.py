@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from declarative.kkt.null_space import row_space
-from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Variables
+from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Variables
 
 
 class ReducedModel:
     """The factorised model; `solve` it for several right-hand sides."""
 
-    def __init__(self, hessian: Hessians, jacobian: Jacobians) -> None:
+    def __init__(self, hessian: Hessians, jacobian: Jacobians, gradient: Variables, radius: Values) -> None:
+        """
+        Args:
+            gradient, radius: where the model is not convex, its steps along null(A) are to be no longer than `radius` for this
+                gradient.
+        """
         self._hessian, self._jacobian = hessian, jacobian
         self._constrained = jacobian.shape[1] > 0
         reduced = hessian
@@ -32,17 +37,22 @@ class ReducedModel:
         self.convex: SampleMask = info == 0
         """(b,) where the model was convex as it stood."""
         if not bool(self.convex.all()):
-            self._convexify(reduced)
+            pull = self._project(gradient) if self._constrained else gradient
+            self._convexify(reduced, torch.linalg.vector_norm(pull, dim=1) / radius)
 
-    def _convexify(self, reduced: Tensor) -> None:
-        """Replace eigenvalues by their absolute values, away from zero, in the samples that need it."""
+    def _convexify(self, reduced: Tensor, least: Tensor) -> None:
+        """Replace eigenvalues by their absolute values, `least` at least, in the samples that need it.
+
+        With eigenvalues of ‖g‖ / radius or more no component of the step is longer than the radius, and flat directions do not
+        crowd out the others, as they would if the step were cut afterwards.
+        """
         index = (~self.convex & torch.isfinite(reduced).flatten(1).all(1)).nonzero().squeeze(1)
         if index.numel():
             values, vectors = torch.linalg.eigh(reduced[index])
             n, eps = reduced.shape[-1], torch.finfo(reduced.dtype).eps
             magnitudes = values.abs()
             floor = (10 * n * eps * magnitudes.amax(-1, keepdim=True)).clamp_min(torch.finfo(reduced.dtype).tiny ** 0.5)
-            roots = torch.maximum(magnitudes, floor).sqrt()
+            roots = torch.maximum(magnitudes, torch.maximum(floor, least[index].unsqueeze(1))).sqrt()
             # Q|Λ|Qᵀ = (Q√|Λ|)(Q√|Λ|)ᵀ; its Cholesky factor comes from a QR and cannot fail.
             triangle = torch.linalg.qr(roots.unsqueeze(-1) * vectors.mT, mode="r").R.mT
             self._factor = self._factor.index_copy(0, index, triangle)

@@ -11,7 +11,7 @@ from declarative.kkt.schur import SchurKKT
 from declarative.problem import Problem
 from declarative.solvers.step import ReducedModel
 from declarative.structure.base import Operator
-from declarative.typing import Rows, SampleMask, Variables
+from declarative.typing import Rows, SampleMask, Values, Variables
 
 
 class StructuredModel:
@@ -31,13 +31,13 @@ class StructuredModel:
         return step, multipliers
 
 
-def model_at(problem: Problem, at: Linearisation, y: Variables, equality: Rows) -> ReducedModel | StructuredModel:
-    """The quadratic model of the Lagrangian at a point."""
+def model_at(problem: Problem, at: Linearisation, y: Variables, equality: Rows, radius: Values) -> ReducedModel | StructuredModel:
+    """The quadratic model of the Lagrangian at a point, with steps no longer than `radius` where it is not convex."""
     if is_structured(problem.node):
         solution = read_solution(problem, y, equality, equality.new_zeros(equality.shape[0], 0), torch.zeros(equality.shape[0], 0, dtype=torch.bool))
         hessian = hessian_operator(problem, at, solution)
         # Where H is not positive definite the reduced model knows what to do: it is, perhaps, on the null space of A.
         if bool(hessian.is_positive_definite().all()):
             return StructuredModel(problem, hessian, jacobian_operator(problem, at, solution))
-        return ReducedModel(hessian.to_dense(), at.jacobian())
-    return ReducedModel(at.hessian(), at.jacobian())
+        return ReducedModel(hessian.to_dense(), at.jacobian(), at.gradient, radius)
+    return ReducedModel(at.hessian(), at.jacobian(), at.gradient, radius)
