@@ -27,6 +27,7 @@ SIZES = ((10, 1, 1 / 1.5), (10, 128, 1.0), (50, 32, 1.0), (100, 1, 1 / 1.5), (10
 # (n, batch) and how many of the batch have their gradients computed in 50 digits.
 ACCURACIES = ((10, 128, 8), (50, 32, 1))
 SLOW = Effort(blocks=5, seconds=0.0, runs=1)
+SLOWEST = Effort(blocks=3, seconds=0.0, runs=1)
 KKT_LIMIT, GRADIENT_LIMIT = 1e-9, 1e-8
 SCIPY_RATIO = 20.0
 
@@ -36,7 +37,8 @@ Solve = Callable[..., Answer]
 def rows(quick: bool) -> Iterator[Row]:
     """The suite."""
     for n, batch, ratio in ((4, 2, 1.0),) if quick else SIZES:
-        yield from speed_rows(n, batch, ratio, QUICK if quick else FULL if n * batch <= 100 else SLOW)
+        effort = FULL if n * batch <= 100 else SLOW if n * batch <= 2000 else SLOWEST
+        yield from speed_rows(n, batch, ratio, QUICK if quick else effort)
     for n, batch, count in ((4, 2, 2),) if quick else ACCURACIES:
         yield from accuracy_rows(n, batch, count)
     m, batch = (4, 3) if quick else (50, 256)
