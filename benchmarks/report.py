@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.timing import Comparison, Spread
@@ -38,6 +39,7 @@ class Row:
         ratio: how many times as much the peer needs, with the spread over blocks where it was timed.
         target: None: for information.
         agreement: largest difference between the two results, relative to the largest entry.
+        note: what else the reader must know: why a peer is missing, for one.
     """
 
     suite: str
@@ -48,6 +50,7 @@ class Row:
     ratio: Spread | None = None
     target: Target | None = None
     agreement: float | None = None
+    note: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -88,7 +91,8 @@ def print_table(title: str, rows: Iterable[Row], console: Console) -> None:
     for row in rows:
         verdict = {None: "", True: "[green]met[/]", False: "[red]short[/]"}[row.met]
         difference = "" if row.agreement is None else f"{row.agreement:.0e}"
-        table.add_row(row.what, _number(row.ours, row.unit), _number(row.peer, row.unit), _ratio(row), str(row.target or ""), verdict, difference)
+        what = f"{row.what} [dim]({escape(row.note)})[/]" if row.note else row.what
+        table.add_row(what, _number(row.ours, row.unit), _number(row.peer, row.unit), _ratio(row), str(row.target or ""), verdict, difference)
     console.print(table)
 
 

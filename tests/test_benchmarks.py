@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from benchmarks import solvers
 from benchmarks.__main__ import main, suites
 from benchmarks.report import Row, Target
-from benchmarks.timing import Spread
+from benchmarks.timing import QUICK, Spread
 
 
 @pytest.mark.parametrize("name", suites())
@@ -21,6 +22,16 @@ def test_suite_runs(name, tmp_path, capsys):
         assert row["ours"] >= 0
         assert row["agreement"] is None or row["agreement"] < 1e-6, row["what"]
     assert name in capsys.readouterr().out
+
+
+def test_missing_peer_is_named(monkeypatch):
+    def absent(*_):
+        raise ImportError("No module named 'qpth'")
+
+    monkeypatch.setattr(solvers, "PEERS", {"qpth": absent})
+    for row in (*solvers.accuracy_rows(3, 1, 1), *solvers.speed_rows(3, 1, 1.0, QUICK)):
+        assert row.peer is None
+        assert "qpth" in row.note
 
 
 def test_unknown_suite_is_named(capsys):
