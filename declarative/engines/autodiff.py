@@ -129,6 +129,13 @@ class GraphLinearisation:
         """The graph's outputs, for whoever walks it."""
         return self._parts[0], self._a, self._gradient
 
+    def derivatives(self) -> tuple[Tensor | None, Tensor | None]:
+        """One product with H and one with A, each with its graph, for whoever walks it; None where there is nothing to derive."""
+        with torch.enable_grad():
+            pairs = ((self._gradient, self._y.detach()), (self._a, torch.ones_like(self._a)))
+            found = [self._derivative(output, cotangent, create_graph=True) if output.requires_grad and output.numel() else None for output, cotangent in pairs]
+        return found[0], found[1]
+
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         """What the graph was built on."""

@@ -18,17 +18,18 @@ from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Va
 class ReducedModel:
     """The factorised model; `solve` it for several right-hand sides."""
 
-    def __init__(self, hessian: Hessians, jacobian: Jacobians, gradient: Variables, radius: Values) -> None:
+    def __init__(self, hessian: Hessians, jacobian: Jacobians, gradient: Variables, radius: Values, space: tuple[Tensor, Tensor] | None = None) -> None:
         """
         Args:
             gradient, radius: where the model is not convex, its steps along null(A) are to be no longer than `radius` for this
                 gradient.
+            space: what `row_space` says of A, where that is known already.
         """
         self._hessian, self._jacobian = hessian, jacobian
         self._constrained = jacobian.shape[1] > 0
         reduced = hessian
         if self._constrained:
-            self._basis, self._pinv = row_space(jacobian)
+            self._basis, self._pinv = row_space(jacobian) if space is None else space
             scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(torch.finfo(hessian.dtype).tiny)
             half = hessian - (hessian @ self._basis) @ self._basis.mT
             reduced = half - self._basis @ (self._basis.mT @ half) + scale[:, None, None] * (self._basis @ self._basis.mT)

@@ -1,0 +1,136 @@
+"""One barrier system of the interior point method: the perturbed optimality conditions of a batch at (y, ν, μ, s), factorised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from declarative.engines.autodiff import linearise
+from declarative.engines.quadratic import Quadratic, times
+from declarative.problem import Problem
+from declarative.solvers.base import State
+from declarative.solvers.line_search import LineSearch, exact_penalty
+from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
+from declarative.solvers.step import ReducedModel
+from declarative.typing import EqualityMultipliers, InequalityMultipliers, SampleMask, Values, Variables
+
+
+class Barrier:
+    """∇f + Aᵀλ = 0, h = 0, g + s = 0, s ∘ μ = target at a state."""
+
+    def __init__(self, problem: Problem, state: State) -> None:
+        self.problem, self._state = problem, state
+        y, nu, mu, s = (state[name] for name in ("y", "equality", "inequality", "slack"))
+        self._p = nu.shape[1]
+        self._multipliers = torch.cat([nu, mu], 1)
+        self.quadratic = quadratic_of(state)
+        if self.quadratic is None:
+            at = linearise(problem, y, nu, mu)
+            self.objective, rows, self.jacobian, hessian = at.objective, at.constraints, at.jacobian(), at.hessian()
+            self._gradient = at.gradient
+            self._f_gradient = at.gradient - _transposed(self.jacobian, self._multipliers)
+        else:
+            self.objective, h, g = self.quadratic.evaluate(y, self._p)
+            rows, self.jacobian, hessian = torch.cat([h, g], 1), self.quadratic.jacobian, self.quadratic.hessian
+            self._f_gradient = self.quadratic.gradient(y)
+            self._gradient = self._f_gradient + _transposed(self.jacobian, self._multipliers)
+        self._hessian = hessian
+        self.h, self.violation = rows[:, : self._p], rows[:, self._p :] + s
+        self._a_g = self.jacobian[:, self._p :]
+        self.gap: Values = (s * mu).mean(1)
+        self.infeasibility: Values = self.h.abs().sum(1) + self.violation.abs().sum(1)
+        self._measure(y, hessian)
+        self.finite: SampleMask = torch.isfinite(self.objective) & torch.isfinite(self._gradient).all(1) & torch.isfinite(rows).all(1)
+        self._weights = mu / s
+        condensed = hessian + (self._a_g.mT * self._weights.unsqueeze(1)) @ self._a_g
+        space = (state["basis"], state["inverse"]) if "basis" in state else None
+        pull = self._gradient + _transposed(self._a_g, self._weights * self.violation)
+        self.model = ReducedModel(condensed, self.jacobian[:, : self._p], pull, state["radius"], space)
+
+    def _measure(self, y: Tensor, hessian: Tensor) -> None:
+        """What is left, relative to the size of the terms."""
+        size, magnitudes, tiny = coordinate_sizes(y), self.jacobian.abs(), torch.finfo(y.dtype).tiny
+        steepest = torch.maximum(self._f_gradient.abs(), times(hessian.abs(), size))
+        scale_f = gradient_sizes(steepest, magnitudes, self._multipliers, self._p)
+        self.scale_rows = times(magnitudes, size) + tiny
+        self.scale_gap: Values = (scale_f * size).amax(1) + tiny
+        self._relative_rows = torch.cat([self.h, self.violation], 1).abs() / self.scale_rows
+        self.infeasible_by: Values = self._relative_rows.amax(1)
+        self.stationary_by: Values = (self._gradient.abs() / scale_f).amax(1)
+        self.remaining: Values = torch.maximum(torch.maximum(self.stationary_by, self.infeasible_by), self.gap / self.scale_gap)
+
+    def direction(self, target: Tensor, second_order: Tensor) -> State:
+        """Newton's step towards s ∘ μ = target, with Δs ∘ Δμ ≈ second_order accounted for."""
+        s, mu = self._state["slack"], self._state["inequality"]
+        push = (target - second_order) / s - mu + self._weights * self.violation
+        dy, d_nu = self.model.solve(self._gradient + _transposed(self._a_g, push), -self.h)
+        d_s = -self.violation - times(self._a_g, dy)
+        return {"y": dy, "slack": d_s, "equality": d_nu, "inequality": (target - second_order) / s - mu - self._weights * d_s}
+
+    def evaluate(self, y: Variables) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
+        """f, h, g."""
+        return self.problem.evaluate(y) if self.quadratic is None else self.quadratic.evaluate(y, self._p)
+
+    def search(self, step: State, barrier: Values, longest: Values, exempt: SampleMask) -> tuple[Values, Variables, InequalityMultipliers, Values]:
+        """(length, y, s, ρ) on the merit function f − τ Σ log s + ρ(‖h‖₁ + ‖g + s‖₁), τ the complementarity aimed at."""
+        y, s = self._state["y"], self._state["slack"]
+        m, eps = y.shape[1], torch.finfo(y.dtype).eps
+        if bool(exempt.all()):
+            length = longest.unsqueeze(1)
+            return longest, y + length * step["y"], s + length * step["slack"], self._state["penalty"]
+        slope = (self._f_gradient * step["y"]).sum(1) - barrier * (step["slack"] / s).sum(1)
+        rounding = 10 * eps * self.scale_rows.sum(1)
+        curvature = (step["y"] * times(self._hessian, step["y"])).sum(1) + (self._weights * step["slack"].square()).sum(1)
+        after = self._multipliers + torch.cat([step["equality"], step["inequality"]], 1)
+        penalty = exact_penalty(self._state["penalty"], after, slope, curvature.clamp_min(0.0), self.infeasibility, rounding)
+        logs = s.log()
+        merit = self.objective - barrier * logs.sum(1) + penalty * self.infeasibility
+        noise = 10 * eps * (self.objective.abs() + barrier * logs.abs().sum(1)) + penalty * (10 * eps * self.infeasibility + rounding)
+
+        def parts(joint: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            value, h, g = self.evaluate(joint[:, :m])
+            slack = torch.maximum(joint[:, m:], -g)  # a slack smaller than −g only costs
+            return value, h, g + slack, slack
+
+        def merit_at(joint: Tensor) -> Tensor:
+            value, h, rest, slack = parts(joint)
+            return value - barrier * slack.log().sum(1) + penalty * (h.abs().sum(1) + rest.abs().sum(1))
+
+        def correction(joint: Tensor) -> Tensor:
+            """Back towards curved constraints, and no nearer to the boundary than a tenth of the way."""
+            _, h, rest, slack = parts(joint)
+            dy, _ = self.model.solve(_transposed(self._a_g, self._weights * rest), -h)
+            d_s = -rest - times(self._a_g, dy)
+            return torch.cat([dy, torch.maximum(d_s, 0.1 * joint[:, m:] - slack) + slack - joint[:, m:]], 1)
+
+        line = LineSearch(torch.cat([y, s], 1), torch.cat([step["y"], step["slack"]], 1), slope - penalty * self.infeasibility, merit, noise, halvings=14)
+        length, joint = line.run(merit_at, None if self.quadratic is not None else correction, exempt, longest)
+        slack = parts(joint)[3] if self.quadratic is None else joint[:, m:]
+        return length, joint[:, :m], torch.where((length > 0).unsqueeze(1), slack, s), penalty
+
+    def contradictory(self) -> SampleMask:
+        """Multipliers that have grown large, cancel in Aᵀλ and leave a violation: what Farkas' lemma says of infeasibility."""
+        pulls = self._multipliers.abs() * torch.linalg.vector_norm(self.jacobian, dim=2)
+        largest = pulls.amax(1)
+        grown = largest > 1e4 * self._f_gradient.abs().amax(1)
+        cancelling = _transposed(self.jacobian, self._multipliers).abs().amax(1) <= 1e-3 * largest
+        value = torch.cat([self.h, self.violation - self._state["slack"]], 1)
+        separating = (self._multipliers * value).sum(1) > 1e-3 * (self._multipliers.abs() * value.abs()).amax(1)
+        return grown & cancelling & separating & (self.infeasible_by > torch.finfo(largest.dtype).eps ** 0.5)
+
+    def unbounded(self) -> SampleMask:
+        """The iterate has run off while nearly feasible."""
+        y = self._state["y"]
+        return (y.abs().amax(1) > torch.finfo(y.dtype).eps ** -0.75) & (self.infeasible_by <= 1e-3)
+
+
+def quadratic_of(state: State) -> Quadratic | None:
+    """The constants of a quadratic program that `begin` found, if it is one."""
+    if "q_hessian" not in state:
+        return None
+    return Quadratic(*(state[f"q_{name}"] for name in Quadratic.__dataclass_fields__))
+
+
+def _transposed(jacobian: Tensor, rows: Tensor) -> Tensor:
+    """Aᵀ w."""
+    return times(jacobian.mT, rows)
