@@ -51,7 +51,7 @@ class Barrier:
         """What is left, relative to the size of the terms."""
         size, magnitudes, tiny = coordinate_sizes(y), self.jacobian.abs(), torch.finfo(y.dtype).tiny
         steepest = torch.maximum(self._f_gradient.abs(), times(hessian.abs(), size))
-        scale_f = gradient_sizes(steepest, magnitudes, self._multipliers, self._p)
+        scale_f = gradient_sizes(steepest, magnitudes, size, self._multipliers, self._p)
         self.scale_rows = times(magnitudes, size) + tiny
         self.scale_gap: Values = (scale_f * size).amax(1) + tiny
         self._relative_rows = torch.cat([self.h, self.violation], 1).abs() / self.scale_rows

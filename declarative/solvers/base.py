@@ -156,6 +156,10 @@ class IterativeSolver(Solver):
         if self.progress is not None and not callable(self.progress):
             raise TypeError(f"{type(self).__name__}(progress=...) must be a function of a Progress, such as print, got {self.progress!r}")
 
+    def accepted(self, eps: float) -> float:
+        # The solver measures by its own last linearisation, the judge anew.
+        return eps**0.5 if self.tolerance is None else max(10 * self.tolerance, eps**0.5)
+
     @abstractmethod
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         """The state at the start y; `init` is () or the flat (y, ν, μ) of a warm start."""

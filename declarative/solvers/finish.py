@@ -46,12 +46,12 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     found, layout = solver.solve(problem, init)
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
-    optimality = Optimality(problem, found.y, p, wanted)
+    eps = torch.finfo(found.y.dtype).eps
+    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5)
     if check_captured and isinstance(optimality.at, GraphLinearisation):
         reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
     if yields_duals(lambda: problem.evaluate(found.y)):
         raise lost_gradient(problem.name, "a dual number of forward mode")
-    eps = torch.finfo(found.y.dtype).eps
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
     if steps:
@@ -71,7 +71,8 @@ def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, s
     status = found.status
     # A solver that ran out of steps at a point that passes anyway (or was polished to one) has converged.
     excused = (status == Status.MAX_ITERATIONS) | (status == Status.NOT_STATIONARY)
-    status = torch.where(excused & (stationarity <= eps**0.5) & (violation <= eps**0.5), int(Status.CONVERGED), status)
+    enough = min(accepted, eps**0.4)
+    status = torch.where(excused & (stationarity <= enough) & (violation <= enough), int(Status.CONVERGED), status)
     claimed = status == Status.CONVERGED
     status = torch.where(claimed & ~(stationarity <= accepted), int(Status.NOT_STATIONARY), status)
     status = torch.where(claimed & ~(violation <= accepted), int(Status.INFEASIBLE), status)

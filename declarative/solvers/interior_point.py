@@ -12,7 +12,7 @@ from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
 from declarative.solution import Status
-from declarative.solvers.barrier import Barrier, quadratic_of
+from declarative.solvers.barrier import Barrier
 from declarative.solvers.base import Iterate, IterativeSolver, State, decide, start_from
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
@@ -72,8 +72,8 @@ class InteriorPoint(IterativeSolver):
         second_order = torch.where(convex.unsqueeze(1), ahead["slack"] * ahead["inequality"], 0.0)
         step = system.direction(target.expand_as(s), second_order)
 
-        # Fraction to the boundary, tending to 1 as the gap closes, so that the last steps are Newton's.
-        fraction = 1 - (gap / system.scale_gap).clamp(eps**0.5, 0.005)
+        # Fraction to the boundary, tending to 1 towards the solution, so that the last steps are Newton's.
+        fraction = 1 - system.remaining.clamp(eps**0.5, 0.005)
         longest = (fraction * _to_boundary(s, step["slack"])).clamp_max(1.0)
         longest_dual = (fraction * _to_boundary(mu, step["inequality"])).clamp_max(1.0)
         # The model of a convex quadratic program is the program: there is nothing to search.

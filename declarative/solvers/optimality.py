@@ -14,24 +14,29 @@ from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
 
 
-def coordinate_sizes(y: Variables) -> Variables:
+def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
     """The size of each coordinate of y: what a relative error is relative to.
 
     Coordinates may have units of their own (metres beside radians), so each counts for itself; one that is zero has the size of
-    eps^¼ (1 + ‖y‖∞), below which a solver's rounding could not be told from a value.
+    floor · (1 + ‖y‖∞), below which a solver's error could not be told from a value. Default floor: eps^¼, for a relative accuracy
+    of √eps; an accuracy of τ resolves coordinates down to √τ.
     """
-    return y.abs() + torch.finfo(y.dtype).eps ** 0.25 * (1 + y.abs().amax(1, keepdim=True))
+    least = torch.finfo(y.dtype).eps ** 0.25 if floor is None else floor
+    return y.abs() + least * (1 + y.abs().amax(1, keepdim=True))
 
 
-def gradient_sizes(steepest: Variables, magnitudes: Jacobians, multipliers: Rows, p: int) -> Variables:
-    """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A| and λ."""
-    tiny = torch.finfo(steepest.dtype).tiny
+def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables, multipliers: Rows, p: int) -> Variables:
+    """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A|, y and λ."""
+    eps, tiny = torch.finfo(steepest.dtype).eps, torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
-        balancing = torch.where(magnitudes > 0, steepest.unsqueeze(1) / magnitudes, 0.0).amax(2)
+        # How far each coordinate moves each constraint, and the multiplier that would balance the coordinate which moves it most.
+        moves = magnitudes * sizes.unsqueeze(1)
+        whole = moves.sum(2).clamp_min(tiny)
+        balancing = ((steepest * sizes).unsqueeze(1) * (moves / whole.unsqueeze(-1))).amax(2) / whole
         counted = multipliers != 0
         counted[:, :p] = True
-        sizes = multipliers.abs() + torch.finfo(steepest.dtype).eps ** 0.25 * torch.where(counted, balancing, 0.0)
-        steepest = torch.maximum(steepest, (magnitudes * sizes.unsqueeze(-1)).amax(1))
+        amounts = multipliers.abs() + eps**0.25 * torch.where(counted, balancing, 0.0)
+        steepest = torch.maximum(steepest, (magnitudes * amounts.unsqueeze(-1)).amax(1))
     return steepest.clamp_min(tiny)
 
 
@@ -55,13 +60,13 @@ class Scales:
 class Optimality:
     """The problem's first-order data at y, independent of multipliers."""
 
-    def __init__(self, problem: Problem, y: Variables, p: int, wanted: Sequence[int] = ()) -> None:
-        self.problem, self.y, self.p, self._wanted = problem, y, p, wanted
+    def __init__(self, problem: Problem, y: Variables, p: int, wanted: Sequence[int] = (), floor: float | None = None) -> None:
+        self.problem, self.y, self.p, self._wanted, self._floor = problem, y, p, wanted, floor
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._magnitudes = self.jacobian.abs()
-        self._size = coordinate_sizes(y)
+        self._size = coordinate_sizes(y, floor)
         self._rows: Rows = (self._magnitudes @ self._size.unsqueeze(-1)).squeeze(-1)
         # Turns by the golden angle: no pattern that a statement is likely to have (sums, differences) is blind to it.
         probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
@@ -70,13 +75,13 @@ class Optimality:
 
     def moved(self, y: Variables) -> Optimality:
         """The same at another point."""
-        return Optimality(self.problem, y, self.p, self._wanted)
+        return Optimality(self.problem, y, self.p, self._wanted, self._floor)
 
     def scales(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Scales:
         if self._known is None or self._known[0] is not equality or self._known[1] is not inequality:
             change = self.at.with_multipliers(equality, inequality).hessian_product(self._move)
             steepest = torch.maximum(self.gradient.abs(), change.abs())
-            sizes = gradient_sizes(steepest, self._magnitudes, torch.cat([equality, inequality], 1), self.p)
+            sizes = gradient_sizes(steepest, self._magnitudes, self._size, torch.cat([equality, inequality], 1), self.p)
             self._known = equality, inequality, Scales(self._size, sizes, self._rows)
         return self._known[2]
 

@@ -98,7 +98,7 @@ class SciPy(Solver):
             _reject_unknown_options(self.method.lower(), self.options)
 
     def accepted(self, eps: float) -> float:
-        return eps**0.25 if self.tolerance is None else max(self.tolerance, eps**0.5)
+        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)

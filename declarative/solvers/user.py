@@ -22,12 +22,12 @@ class UserSolve(Solver):
 
     Args:
         tolerance: how far from stationary and feasible its result may be, relative to the scale of the terms, before it
-            counts as not a minimiser. Default eps^¼ (1e-4 in float64, 2e-2 in float32): coarse, because a coarse solve
+            counts as not a minimiser. Default eps^⅕ (7e-4 in float64, 4e-2 in float32): coarse, because a coarse solve
             may be meant, to be polished.
     """
 
     def accepted(self, eps: float) -> float:
-        return eps**0.25 if self.tolerance is None else max(self.tolerance, eps**0.5)
+        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         if init:

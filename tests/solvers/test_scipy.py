@@ -37,11 +37,11 @@ def test_each_kind_of_problem_by_each_method(node, method):
 
 @pytest.mark.parametrize(("node", "method"), KINDS, ids=named)
 def test_float32_is_solved_to_its_own_precision(node, method):
-    """The optimality conditions to √eps, in no more steps than float64 takes or so; polished, y to rounding."""
+    """The optimality conditions to 10√eps, in no more steps than float64 takes or so; polished, y to rounding."""
     s = node(solver=SciPy(method)).solution(X.float())
     wide = node(solver=SciPy(method)).solution(X)
     assert s.y.dtype == torch.float32
-    assert float(torch.maximum(s.stationarity, s.violation).max()) < torch.finfo(torch.float32).eps ** 0.5
+    assert float(torch.maximum(s.stationarity, s.violation).max()) < torch.finfo(torch.float32).eps ** 0.5 * 10
     assert int(s.iterations.max()) <= 4 * int(wide.iterations.max())
     close(s.y.double(), EXPECTED[node], 2e-3)
     close(node(solver=SciPy(method), polish=4)(X.float()).double(), EXPECTED[node], 1e-6)
