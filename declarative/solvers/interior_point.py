@@ -97,13 +97,15 @@ class InteriorPoint(IterativeSolver):
             # Where the model is not convex, it may reach as far as it has shown to hold.
             "radius": torch.where(length < longest, (2 * length / longest).clamp(0.1, 1.0), 2.0) * state["radius"],
         }
-        keep = (system.finite & ~converged).unsqueeze(1)
+        broken = system.finite & ~(torch.isfinite(y_new).all(1) & torch.isfinite(new["inequality"]).all(1) & torch.isfinite(penalty))
+        keep = (system.finite & ~converged & ~broken).unsqueeze(1)
         new = {name: torch.where(keep if value.ndim == 2 else keep[:, 0], value, state[name]) for name, value in new.items()}
         status, done = decide(
             (~system.finite, Status.NON_FINITE),
             (converged, Status.CONVERGED),
             (system.contradictory(), Status.INFEASIBLE),
             (system.unbounded(), Status.UNBOUNDED),
+            (broken, Status.NOT_STATIONARY),
         )
         return {**state, **new}, status, done
 
@@ -112,12 +114,18 @@ class InteriorPoint(IterativeSolver):
 
 
 def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
-    """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra)."""
+    """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra).
+
+    Where the problem is not quadratic, a constraint that holds at the start gets its own slack, so that bounds, once they hold,
+    go on holding: outside them an infeasible step may run into a slack that is zero, and stay. (Wächter & Biegler, 2000.)
+    """
     slack = torch.where(torch.isfinite(g), (-g).clamp_min(1.0), 1.0)
     state = {**state, "equality": torch.zeros_like(h), "inequality": torch.ones_like(g), "slack": slack}
     zero = torch.zeros_like(g)
     step = Barrier(problem, state).direction(zero, zero)
     slack, mu = ((state[name] + step[name]).abs().clamp_min(1.0) for name in ("slack", "inequality"))
+    if "q_hessian" not in state:
+        slack = torch.where(g < 0, torch.maximum(-g, 1e-2 * slack.clamp_max(1.0)), slack)
     good = (torch.isfinite(slack) & torch.isfinite(mu)).all(1, keepdim=True)
     return {**state, "slack": torch.where(good, slack, state["slack"]), "inequality": torch.where(good, mu, state["inequality"])}
 

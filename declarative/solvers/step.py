@@ -30,12 +30,15 @@ class ReducedModel:
         reduced = hessian
         if self._constrained:
             self._basis, self._pinv = row_space(jacobian) if space is None else space
-            scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(torch.finfo(hessian.dtype).tiny)
+            scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
+            scale = torch.where(scale > 0, scale, 1.0)
             half = hessian - (hessian @ self._basis) @ self._basis.mT
             reduced = half - self._basis @ (self._basis.mT @ half) + scale[:, None, None] * (self._basis @ self._basis.mT)
         reduced = 0.5 * (reduced + reduced.mT)
         self._factor, info = torch.linalg.cholesky_ex(reduced)
-        self.convex: SampleMask = info == 0
+        # A pivot that is the rounding of its entry of the diagonal is no pivot.
+        pivots = self._factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(hessian.dtype).eps * reduced.diagonal(dim1=-2, dim2=-1)
+        self.convex: SampleMask = (info == 0) & pivots.all(-1)
         """(b,) where the model was convex as it stood."""
         if not bool(self.convex.all()):
             pull = self._project(gradient) if self._constrained else gradient
