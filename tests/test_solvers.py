@@ -238,8 +238,8 @@ def test_a_start_at_a_maximum_is_not_called_nan():
 @pytest.mark.parametrize(
     ("kind", "solver"),
     [
-        pytest.param("equalities", Newton, marks=pytest.mark.xfail(reason="issue 5: ends as MAX_ITERATIONS, not INFEASIBLE", strict=True)),
-        pytest.param("mixed", InteriorPoint, marks=pytest.mark.xfail(reason="issue 5: ends as NON_FINITE, not INFEASIBLE", strict=True)),
+        ("equalities", Newton),
+        ("mixed", InteriorPoint),
         ("inequalities", InteriorPoint),
         ("bounds", InteriorPoint),
     ],

@@ -18,7 +18,8 @@ from declarative.engines.captured import reject_captured
 from declarative.errors import SolverError, SolverWarning, lost_gradient, name_samples
 from declarative.problem import Problem
 from declarative.solution import Point, Solved, Status
-from declarative.solvers.base import Iterate, Solver
+from declarative.solvers.base import Iterate, IterativeSolver, Solver
+from declarative.solvers.feasibility import is_infeasible
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.multipliers import recover
 from declarative.solvers.optimality import Optimality
@@ -61,6 +62,7 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     stationarity, violation = optimality.residuals(equality, inequality)
     inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)
+    status = _explain_violations(problem, y, p, status, violation, found.status if not isinstance(solver, IterativeSolver) else None)
     point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
     return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
 
@@ -79,6 +81,23 @@ def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, s
     finite = torch.isfinite(y).all(1) & torch.isfinite(stationarity) & torch.isfinite(violation)
     undecided = claimed | (status == Status.MAX_ITERATIONS)
     return torch.where(undecided & ~finite, int(Status.NON_FINITE), status)
+
+
+def _explain_violations(problem: Problem, y: Tensor, p: int, status: Tensor, violation: Tensor, proved_by_solver: Tensor | None) -> Tensor:
+    """A violation means that no feasible point exists, or that none was found: which, is found out.
+
+    Our own iterations only suspect it; a solver from elsewhere that says so is believed.
+    """
+    failed = (status != Status.CONVERGED) & (status != Status.UNBOUNDED) & (status != Status.NO_SOLUTION)
+    if proved_by_solver is not None:
+        failed = failed & (proved_by_solver != Status.INFEASIBLE)
+    suspects = (failed & ((violation > torch.finfo(y.dtype).eps ** 0.5) | (status == Status.INFEASIBLE)) & torch.isfinite(y).all(1)).nonzero().squeeze(1)
+    if not suspects.numel():
+        return status
+    proved = is_infeasible(problem.select(suspects), y[suspects], p)
+    before = status[suspects]
+    excused = torch.where(before == Status.INFEASIBLE, int(Status.NOT_STATIONARY), before)
+    return status.index_copy(0, suspects, torch.where(proved, int(Status.INFEASIBLE), excused))
 
 
 def _apply_policy(problem: Problem, point: Point, solver: Solver) -> Point:

@@ -38,7 +38,7 @@ class Newton(IterativeSolver):
         nu = init[1] if init else torch.zeros_like(equality)
         return {"y": y, "equality": nu, "inequality": inequality, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
 
-    def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
+    def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
         at = linearise(problem, y, state["equality"])
         h, f = at.constraints, at.objective
@@ -63,6 +63,13 @@ class Newton(IterativeSolver):
         # The step is small: take it whole (rounding makes the line search blind at this size) and stop.
         relative = torch.maximum(size / scale, tolerance**0.5 * (step.abs() / coordinate_sizes(y)).amax(1))
         close = finite & (relative <= tolerance)
+        if h.shape[1] and iteration == 0:
+            close = torch.zeros_like(close)  # the curvature of L at the first ν says nothing: a maximum would pass for a minimum
+        if model.downhill is not None:
+            # A saddle point or a maximum, where Newton's step is zero: off it, down the steepest curve.
+            trapped = close & (model.downhill != 0).any(1)
+            step = torch.where(trapped.unsqueeze(1), 0.1 * state["radius"].unsqueeze(1) * model.downhill, step)
+            close = close & ~trapped
 
         def merit_at(candidate: Tensor) -> Tensor:
             value, violation, _ = problem.evaluate(candidate)
@@ -77,18 +84,22 @@ class Newton(IterativeSolver):
         radius = torch.where(length < 1, (2 * length).clamp(0.1, 1.0), 2.0) * state["radius"]
         # No step length improves the merit: the noise floor (if the step is small at all), or no progress.
         stalled = finite & (length == 0)
-        settled = close | (stalled & (size <= eps**0.4 * scale))
+        over = close | (stalled & (size <= eps**0.4 * scale))
         infeasible = _is_infeasible(h, jacobian, scale) & (stalled | close)
         unbounded = finite & (candidate.abs().amax(1) > eps**-0.75)
         status, done = decide(
             (~finite, Status.NON_FINITE),
             (infeasible, Status.INFEASIBLE),
-            (settled, Status.CONVERGED),
+            (over, Status.CONVERGED),
             (unbounded, Status.UNBOUNDED),
             (stalled, Status.NOT_STATIONARY),
         )
         equality = state["equality"] + torch.where((finite & (length > 0)).unsqueeze(1), length.unsqueeze(1) * change, 0.0)
-        return {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": relative, "radius": radius}, status, done
+        return (
+            {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": relative, "radius": radius},
+            status,
+            done,
+        )
 
 
 def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class ReducedModel:
         pivots = self._factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(hessian.dtype).eps * reduced.diagonal(dim1=-2, dim2=-1)
         self.convex: SampleMask = (info == 0) & pivots.all(-1)
         """(b,) where the model was convex as it stood."""
+        self.downhill: Variables | None = None
+        """Unit vectors in null(A) of most negative curvature; zero where there is none. None: nowhere."""
         if not bool(self.convex.all()):
             pull = self._project(gradient) if self._constrained else gradient
             self._convexify(reduced, torch.linalg.vector_norm(pull, dim=1) / radius)
@@ -53,6 +55,9 @@ class ReducedModel:
         index = (~self.convex & torch.isfinite(reduced).flatten(1).all(1)).nonzero().squeeze(1)
         if index.numel():
             values, vectors = torch.linalg.eigh(reduced[index])
+            bent = values[:, 0] < -(torch.finfo(reduced.dtype).eps ** 0.5) * values.abs().amax(1)
+            steepest = torch.where(bent.unsqueeze(1), vectors[:, :, 0], 0.0)
+            self.downhill = torch.zeros_like(reduced[:, 0]).index_copy(0, index, steepest)
             n, eps = reduced.shape[-1], torch.finfo(reduced.dtype).eps
             magnitudes = values.abs()
             floor = (10 * n * eps * magnitudes.amax(-1, keepdim=True)).clamp_min(torch.finfo(reduced.dtype).tiny ** 0.5)

@@ -21,6 +21,7 @@ class StructuredModel:
         policy = IrregularPolicy("min_norm", hessian.shape[1], problem.batch, problem.name)
         self._kkt = SchurKKT(policy, hessian, jacobian, None)
         self._size = hessian.shape[1]
+        self.downhill: Variables | None = None
         self.convex: SampleMask = torch.ones(problem.batch, dtype=torch.bool, device=problem.like.device)
 
     def solve(self, gradient: Variables, change: Rows) -> tuple[Variables, Rows]:
