@@ -19,7 +19,8 @@ class ReducedModel:
     """The factorised model; `solve` it for several right-hand sides."""
 
     def __init__(self, hessian: Hessians, jacobian: Jacobians, gradient: Variables, radius: Values, space: tuple[Tensor, Tensor] | None = None) -> None:
-        """
+        """Factorise.
+
         Args:
             gradient, radius: where the model is not convex, its steps along null(A) are to be no longer than `radius` for this
                 gradient.
