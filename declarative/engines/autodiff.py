@@ -78,6 +78,7 @@ class GraphLinearisation:
             self._parts = parts
             self._gradient = self._derivative(_lagrangian(parts, equality, inequality), None, create_graph=True)
         self._problem, self._multipliers = problem, (equality, inequality)
+        self._hessian: Tensor | None = None
         self._jacobian: Tensor | None = None
 
     def with_multipliers(self, equality: Tensor, inequality: Tensor) -> GraphLinearisation:
@@ -125,9 +126,18 @@ class GraphLinearisation:
         return self._out(self._gradient)
 
     @property
+    def equalities(self) -> int:
+        """p"""
+        return self._parts[1].shape[1]
+
+    @property
     def roots(self) -> tuple[Tensor, ...]:
         """The graph's outputs, for whoever walks it."""
         return self._parts[0], self._a, self._gradient
+
+    def knows(self, hessian: Hessians, jacobian: Jacobians) -> None:
+        """H and A, where they are the same at every y and λ: never formed again."""
+        self._hessian, self._jacobian = hessian, jacobian
 
     def derivatives(self) -> tuple[Tensor | None, Tensor | None]:
         """One product with H and one with A, each with its graph, for whoever walks it; None where there is nothing to derive."""
@@ -158,6 +168,8 @@ class GraphLinearisation:
         return rows.transpose(0, 1)
 
     def hessian(self) -> Hessians:
+        if self._hessian is not None and not self._create_graph:
+            return self._hessian
         if not self._create_graph and self._gradient.requires_grad and pays(self._problem, self._y, self._y.shape[1]):
             return nested_hessian(self._problem, self._y.detach(), *self._multipliers)
         return self._rows(self._gradient)
@@ -172,6 +184,8 @@ class GraphLinearisation:
         return self._jacobian
 
     def hessian_product(self, direction: Variables) -> Variables:
+        if self._hessian is not None and not self._create_graph:
+            return torch.bmm(self._hessian, direction.unsqueeze(-1)).squeeze(-1)
         return self._derivative(self._gradient, direction)
 
     def hessian_products(self, directions: Directions) -> Products:

@@ -113,6 +113,8 @@ class Barrier:
         pulls = self._multipliers.abs() * torch.linalg.vector_norm(self.jacobian, dim=2)
         largest = pulls.amax(1)
         grown = largest > 1e4 * self._f_gradient.abs().amax(1)
+        if not bool(grown.any()):
+            return grown
         cancelling = _transposed(self.jacobian, self._multipliers).abs().amax(1) <= 1e-3 * largest
         value = torch.cat([self.h, self.violation - self._state["slack"]], 1)
         separating = (self._multipliers * value).sum(1) > 1e-3 * (self._multipliers.abs() * value.abs()).amax(1)

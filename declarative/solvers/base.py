@@ -16,7 +16,7 @@ from torch import Tensor
 
 from declarative.problem import Layout, Problem
 from declarative.solution import Status
-from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Variables
+from declarative.typing import Counts, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, SampleMask, Variables
 
 ON_FAILURE_CHOICES = ("raise", "warn", "nan")
 
@@ -31,6 +31,7 @@ class Iterate:
     status: Counts
     iterations: Counts
     workspace: Any = None  # what a node's own solve left for its solve_kkt
+    constants: tuple[Hessians, Jacobians] | None = None  # H and A, where they are the same everywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class IterativeSolver(Solver):
     """A solver made of steps on a state: what runs to convergence, and what `Unrolled` and `OneStep` differentiate.
 
     A state is tensors (b, …), among them "y" (b, m) and "residual" (b,), the solver's own measure of what is left, relative to its
-    tolerance's units. Steps are made of differentiable operations, without branches on a single sample's numbers.
+    tolerance's units; "q_hessian" and "q_jacobian" are H and A, where they are the same everywhere. Steps are made of differentiable operations, without branches on a single sample's numbers.
 
     Args:
         progress: called with a `Progress` after each iteration, for one `print`.
@@ -176,7 +177,8 @@ class IterativeSolver(Solver):
         y, layout = start_from(problem, init)
         problem = problem.with_layout(layout)
         state, status, iterations = iterate(problem, self.begin(problem, y, init), self)
-        return Iterate(*self.result(state), status, iterations), layout
+        constants = (state["q_hessian"], state["q_jacobian"]) if "q_hessian" in state else None
+        return Iterate(*self.result(state), status, iterations, constants=constants), layout
 
 
 def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[State, Counts, Counts]:

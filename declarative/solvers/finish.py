@@ -48,7 +48,7 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     eps = torch.finfo(found.y.dtype).eps
-    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5)
+    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.constants)
     if check_captured and isinstance(optimality.at, GraphLinearisation):
         reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
     if yields_duals(lambda: problem.evaluate(found.y)):

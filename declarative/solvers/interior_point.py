@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import linearise
+from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
@@ -43,7 +43,8 @@ class InteriorPoint(IterativeSolver):
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         at = linearise(problem, y)
-        zero, p = y.new_zeros(y.shape[0]), problem.evaluate(y)[1].shape[1]
+        zero = y.new_zeros(y.shape[0])
+        p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
         if is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import linearise
+from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
-from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
+from declarative.typing import EqualityMultipliers, Hessians, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
 
 
 def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
@@ -60,9 +60,20 @@ class Scales:
 class Optimality:
     """The problem's first-order data at y, independent of multipliers."""
 
-    def __init__(self, problem: Problem, y: Variables, p: int, wanted: Sequence[int] = (), floor: float | None = None) -> None:
-        self.problem, self.y, self.p, self._wanted, self._floor = problem, y, p, wanted, floor
+    def __init__(
+        self,
+        problem: Problem,
+        y: Variables,
+        p: int,
+        wanted: Sequence[int] = (),
+        floor: float | None = None,
+        constants: tuple[Hessians, Jacobians] | None = None,
+    ) -> None:
+        self.problem, self.y, self.p = problem, y, p
+        self._options = wanted, floor, constants
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
+        if constants is not None and isinstance(self.at, GraphLinearisation):
+            self.at.knows(*constants)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._magnitudes = self.jacobian.abs()
@@ -75,11 +86,15 @@ class Optimality:
 
     def moved(self, y: Variables) -> Optimality:
         """The same at another point."""
-        return Optimality(self.problem, y, self.p, self._wanted, self._floor)
+        return Optimality(self.problem, y, self.p, *self._options)
+
+    def lagrangian(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Linearisation:
+        """The linearisation of L; where H is the same for all multipliers, that of f has it."""
+        return self.at if self._options[2] is not None else self.at.with_multipliers(equality, inequality)
 
     def scales(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Scales:
         if self._known is None or self._known[0] is not equality or self._known[1] is not inequality:
-            change = self.at.with_multipliers(equality, inequality).hessian_product(self._move)
+            change = self.lagrangian(equality, inequality).hessian_product(self._move)
             steepest = torch.maximum(self.gradient.abs(), change.abs())
             sizes = gradient_sizes(steepest, self._magnitudes, self._size, torch.cat([equality, inequality], 1), self.p)
             self._known = equality, inequality, Scales(self._size, sizes, self._rows)
@@ -112,10 +127,10 @@ class Optimality:
         active = (push > slack) & (push > root)
         return active, ~active & (slack.abs() <= root)
 
-    def residuals(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> tuple[Values, Values]:
+    def residuals(self, equality: EqualityMultipliers, inequality: InequalityMultipliers, scales: Scales | None = None) -> tuple[Values, Values]:
         """(stationarity, violation), relative; a multiplier of the wrong sign counts as its size in stationarity."""
         multipliers = torch.cat([equality, inequality], 1)
-        scales = self.scales(equality, inequality)
+        scales = self.scales(equality, inequality) if scales is None else scales
         total = self.gradient + (self.jacobian.mT @ multipliers.unsqueeze(-1)).squeeze(-1)
         stationarity = (total.abs() / scales.gradient).amax(1)
         if not multipliers.shape[1]:

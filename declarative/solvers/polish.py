@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from declarative.engines.quadratic import times
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
 from declarative.solvers.optimality import Optimality
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Values
 
-_ROUNDING = 20  # units of roundoff: below, a step gains nothing
+_ROUNDING = 20  # units of roundoff, and one for each number in y: below, a step gains nothing
 
 
 def polish(
@@ -22,7 +23,7 @@ def polish(
     """(at y, ν, μ) after at most `steps` Newton steps; a sample keeps the best that it has seen."""
     best = _Candidate(optimality, equality, inequality)
     for _ in range(steps):
-        open_ = ~(best.residual <= _ROUNDING * torch.finfo(best.residual.dtype).eps)
+        open_ = ~(best.residual <= (_ROUNDING + best.optimality.y.shape[1]) * torch.finfo(best.residual.dtype).eps)
         if not bool(open_.any()):
             break
         candidate = best.advanced()
@@ -44,17 +45,18 @@ class _Candidate:
         root = torch.finfo(equality.dtype).eps ** 0.5
         self.active = active | (weakly & (optimality.relative_push(scales, inequality) > slack.clamp_min(root)))
         self.inequality = torch.where(self.active, inequality, 0.0) if inequality.shape[1] else inequality
-        stationarity, violation = optimality.residuals(equality, self.inequality)
+        stationarity, violation = optimality.residuals(equality, self.inequality, scales)
         gap = torch.where(self.active, slack.abs(), 0.0).amax(1) if slack.shape[1] else torch.zeros_like(violation)
         self.residual: Values = stationarity + violation + gap
 
     def advanced(self) -> _Candidate:
         """One Newton step on."""
         here, p = self.optimality, self.equality.shape[1]
-        at = here.at.with_multipliers(self.equality, self.inequality)
+        hessian = here.lagrangian(self.equality, self.inequality).hessian()
+        slope = here.gradient + times(here.jacobian.mT, torch.cat([self.equality, self.inequality], 1))
         rows = torch.cat([torch.ones_like(self.equality), self.active.to(self.equality.dtype)], 1)
         policy = IrregularPolicy("min_norm", here.y.shape[1], here.y.shape[0], here.problem.name)
-        dy, change = solve_bordered(policy, at.hessian(), here.jacobian, rows, -at.gradient, -here.values * rows)
+        dy, change = solve_bordered(policy, hessian, here.jacobian, rows, -slope, -here.values * rows)
         return _Candidate(here.moved(here.y + dy), self.equality + change[:, :p], self.inequality + change[:, p:])
 
     def where(self, mask: Tensor, other: _Candidate) -> _Candidate:
