@@ -2,8 +2,9 @@
 
 from declarative.solvers.base import IterativeSolver, Progress, Solver
 from declarative.solvers.interior_point import InteriorPoint
+from declarative.solvers.lbfgs import LBFGS
 from declarative.solvers.newton import Newton
 from declarative.solvers.scipy import SciPy
 from declarative.solvers.user import UserSolve
 
-__all__ = ["InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]
+__all__ = ["LBFGS", "InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]

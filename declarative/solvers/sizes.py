@@ -1,0 +1,51 @@
+"""When a first-order solver may stop: the residual that finish.py will measure, from first derivatives alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from declarative.engines.first_order import value_and_gradient
+from declarative.problem import Problem
+from declarative.solvers.optimality import coordinate_sizes
+from declarative.typing import SampleMask, Values, Variables
+
+# A sample whose residual is small, and has not halved for so many steps, is at the level of rounding.
+PATIENCE = 30
+
+
+def probe(y: Variables) -> Variables:
+    """A move of each coordinate by its own size, in a direction that is special to no statement."""
+    return coordinate_sizes(y) * (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
+
+
+@torch.no_grad()
+def gradient_change(problem: Problem, y: Variables, gradient: Variables) -> Variables:
+    """H d for d = probe(y), by a difference of gradients: the size of the terms of ∇f, entry by entry. NaN off the domain."""
+    short = torch.finfo(y.dtype).eps ** (1 / 3)
+    return (value_and_gradient(problem, y + short * probe(y))[1] - gradient) / short
+
+
+def relative(residual: Variables, gradient: Variables, change: Variables) -> Values:
+    """‖residual‖∞, each entry relative to the size of the terms of ∇f there."""
+    sizes = torch.maximum(gradient.abs(), change.abs()).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return (residual.abs() / sizes).amax(1)
+
+
+def refreshed(problem: Problem, y: Variables, gradient: Variables, change: Variables, due: SampleMask) -> Variables:
+    """The sizes measured anew where that is due."""
+    if not bool(due.any()):
+        return change
+    new = gradient_change(problem, y, gradient)
+    return torch.where(due.unsqueeze(1) & torch.isfinite(new), new, change)
+
+
+def waited(residual: Values, best: Values, since: Tensor) -> tuple[Values, Tensor]:
+    """(the smallest residual by halves, the steps since it was reached)."""
+    halved = residual <= 0.5 * best
+    return torch.where(halved, residual, best), torch.where(halved, 0, since + 1)
+
+
+def noise_of(value: Values, y: Variables, change: Variables) -> Values:
+    """A change of f that rounding can cause: eps times its value and the terms that may cancel in it."""
+    return 10 * torch.finfo(y.dtype).eps * (value.abs() + (change.abs() * coordinate_sizes(y)).sum(1))
