@@ -36,10 +36,10 @@ class WolfeSearch:
     trials: int = 40
 
     def run(self, evaluate: Callable[[Variables], tuple[Values, Variables]], exempt: SampleMask) -> tuple[Values, Values, Variables]:
-        """(length, f, ∇f) of the accepted points; length 0 where no length lowers f.
+        """(length, f, ∇f) of the accepted points; where no length lowers f it is 0, and f and ∇f mean nothing.
 
         Args:
-            exempt: samples that do not move: length 0, and f and ∇f as they are at the first trial.
+            exempt: samples that do not move: their length is 0.
         """
         length = torch.ones_like(self.value)
         value, gradient = evaluate(self.y + self.step)
@@ -60,8 +60,9 @@ class WolfeSearch:
                 break
             rises = ~lowered | (slope >= 0)
             low, high = here.where(searching & ~rises, low), here.where(searching & rises, high)
-            width = high.length - low.length
-            searching = searching & ~(width <= 4 * torch.finfo(length.dtype).eps * high.length)
+            # An interval of rounding's width holds nothing more.
+            closed = torch.isfinite(high.length) & (high.length - low.length <= 4 * torch.finfo(length.dtype).eps * high.length)
+            searching = searching & ~closed
             length = torch.where(searching, _next(low, high), length)
             value_new, gradient_new = evaluate(self.y + length.unsqueeze(1) * self.step)
             value = torch.where(searching, value_new, value)
