@@ -3,8 +3,10 @@
 from declarative.solvers.base import IterativeSolver, Progress, Solver
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.lbfgs import LBFGS
+from declarative.solvers.multi_start import MultiStart
 from declarative.solvers.newton import Newton
+from declarative.solvers.projected import Projected
 from declarative.solvers.scipy import SciPy
 from declarative.solvers.user import UserSolve
 
-__all__ = ["LBFGS", "InteriorPoint", "IterativeSolver", "Newton", "Progress", "SciPy", "Solver", "UserSolve"]
+__all__ = ["LBFGS", "InteriorPoint", "IterativeSolver", "MultiStart", "Newton", "Progress", "Projected", "SciPy", "Solver", "UserSolve"]

@@ -11,13 +11,10 @@ from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.base import IterativeSolver, State, decide
-from declarative.solvers.sizes import PATIENCE, gradient_change, noise_of, probe, refreshed, relative, waited
+from declarative.solvers.sizes import PATIENCE, REFRESH, first_scale, gradient_change, noise_of, refreshed, relative, waited
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
-from declarative.typing import Counts, SampleMask, Values, Variables
-
-# The sizes of the gradient's terms are measured anew after so many steps, at the cost of one evaluation.
-_REFRESH = 10
+from declarative.typing import Counts, SampleMask, Variables
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class LBFGS(IterativeSolver):
             "value": value,
             "gradient": gradient,
             "change": change.nan_to_num(0.0),
-            "scale": _first_scale(y.detach(), gradient.detach(), change),
+            "scale": first_scale(y.detach(), gradient.detach(), change),
             "steps": y.new_zeros(b, k, m),
             "changes": y.new_zeros(b, k, m),
             "products": y.new_zeros(b, k, k),  # sᵢᵀyⱼ
@@ -102,13 +99,13 @@ class LBFGS(IterativeSolver):
         gradient_new = torch.where(moved.unsqueeze(1), gradient_new, gradient)
 
         residual = relative(gradient_new, gradient_new, state["change"]).detach()
-        due = finite & ((residual <= tolerance) | ~moved | (iteration % _REFRESH == _REFRESH - 1))
+        due = finite & ((residual <= tolerance) | ~moved | (iteration % REFRESH == REFRESH - 1))
         change = refreshed(problem, y_new, gradient_new, state["change"], due)
         residual = relative(gradient_new, gradient_new, change).detach()
         best, since = waited(residual, state["best"], state["since"])
         # No length lowers f, not even along −∇f; or the residual is at the level of its rounding.
         stuck = finite & ~moved & ~remembers
-        settled = (residual <= tolerance) | ((residual <= eps**0.5) & (stuck | (since >= PATIENCE)))
+        settled = (residual <= tolerance) | ((residual <= 0.1 * eps**0.5) & (stuck | (since >= PATIENCE + iteration // 4)))
         status, done = decide(
             (~finite, Status.NON_FINITE),
             (finite & settled, Status.CONVERGED),
@@ -127,14 +124,6 @@ class LBFGS(IterativeSolver):
         noise = noise_of(value, y, state["change"])
         search = WolfeSearch(y, direction, value, (gradient * direction).sum(1), noise)
         return search.run(lambda candidate: value_and_gradient(problem, candidate), still)
-
-
-def _first_scale(y: Tensor, gradient: Tensor, change: Tensor) -> Values:
-    """The multiple of −∇f to begin with: the inverse of the curvature that the probe met, not further than 1 + ‖y‖∞."""
-    tiny = torch.finfo(y.dtype).tiny
-    longest = (1 + y.abs().amax(1)) / gradient.abs().amax(1).clamp_min(tiny)
-    scale = (probe(y) * change).sum(1) / change.square().sum(1)
-    return torch.where(torch.isfinite(scale) & (scale > 0), torch.minimum(scale, longest), longest)
 
 
 def _inverse_product(state: State, iteration: int) -> Variables:

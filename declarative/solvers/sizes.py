@@ -10,8 +10,10 @@ from declarative.problem import Problem
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.typing import SampleMask, Values, Variables
 
-# A sample whose residual is small, and has not halved for so many steps, is at the level of rounding.
+# A sample whose residual is small, and has not halved for so many steps and a quarter of all, is at the level of rounding.
 PATIENCE = 30
+# The sizes of the gradient's terms are measured anew after so many steps, at the cost of one evaluation.
+REFRESH = 10
 
 
 def probe(y: Variables) -> Variables:
@@ -49,3 +51,11 @@ def waited(residual: Values, best: Values, since: Tensor) -> tuple[Values, Tenso
 def noise_of(value: Values, y: Variables, change: Variables) -> Values:
     """A change of f that rounding can cause: eps times its value and the terms that may cancel in it."""
     return 10 * torch.finfo(y.dtype).eps * (value.abs() + (change.abs() * coordinate_sizes(y)).sum(1))
+
+
+def first_scale(y: Tensor, gradient: Tensor, change: Tensor) -> Values:
+    """The multiple of −∇f to begin with: the inverse of the curvature that the probe met, not further than 1 + ‖y‖∞."""
+    tiny = torch.finfo(y.dtype).tiny
+    longest = (1 + y.abs().amax(1)) / gradient.abs().amax(1).clamp_min(tiny)
+    scale = (probe(y) * change).sum(1) / change.square().sum(1)
+    return torch.where(torch.isfinite(scale) & (scale > 0), torch.minimum(scale, longest), longest)
