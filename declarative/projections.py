@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from declarative.typing import Variables
 
 
+@runtime_checkable
 class Projection(Protocol):
     """A closed convex set, known by the nearest points in it."""
 
@@ -63,7 +64,7 @@ class Box:
             raise ValueError(f"Box(lower, upper) is empty or has a NaN: lower must not exceed upper, got {self.lower!r} and {self.upper!r}")
 
     def project(self, y: Variables) -> Variables:
-        return torch.minimum(torch.maximum(y, torch.as_tensor(self.lower).to(y)), torch.as_tensor(self.upper).to(y))
+        return torch.minimum(torch.maximum(y, _like(y, self.lower)), _like(y, self.upper))
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,18 @@ class Ball:
             raise ValueError(f"Ball(center=...) must be a number or a tensor (m,) shared by the batch, got shape {tuple(self.center.shape)}")
 
     def project(self, y: Variables) -> Variables:
-        center = torch.as_tensor(self.center).to(y)
+        center = _like(y, self.center)
         away = y - center
         distance = torch.linalg.vector_norm(away, dim=1, keepdim=True)
         outside = distance > self.radius
         # The distance of points inside is not divided by: at the centre its derivative is NaN.
         scale = self.radius / torch.where(outside, distance, 1.0)
         return torch.where(outside, center + scale * away, y)
+
+
+def _like(y: Tensor, value: float | Tensor) -> Tensor:
+    """A number is rounded once, to the dtype of y; by way of torch's default dtype it would be rounded to single precision."""
+    return torch.as_tensor(value, dtype=y.dtype, device=y.device)
 
 
 def _positive(name: str, argument: str, value: object) -> None:

@@ -39,7 +39,7 @@ class LBFGS(IterativeSolver):
         ...     def objective(self, x, y): return 0.5 * (y - x).square().sum() + y.diff().square().sum()
         ...     def initial_guess(self, x): return x
         >>> Chain(solver=LBFGS())(torch.tensor([[0.0, 5.0]]))
-        tensor([[2.0000, 3.0000]])
+        tensor([[2., 3.]])
 
     Source: Liu & Nocedal, "On the limited memory BFGS method", Math. Programming 45, 1989; the two loops as two triangular solves
     as in Byrd, Nocedal & Schnabel, Math. Programming 63, 1994.

@@ -78,11 +78,12 @@ class MultiStart(Solver):
         starts, layout = self._starts(problem, init)
         count, b = starts.shape[0], problem.batch
         index = torch.arange(b, device=starts.device).repeat(count)
-        repeated = _Started(**{**vars(problem.select(index)), "layout": layout}, started=starts.flatten(0, 1))
+        base = problem.select(index)
+        repeated = _Started(base.node, base.tensors, base.in_dims, base.batch, base.inputs, base.lifted, layout, base.depth, started=starts.flatten(0, 1))
         point = find_point(repeated, (), (), self.solver, 0, False).point
         best = self._best(repeated.evaluate(point.y)[0], point, count, b)
-        chosen = [part[best] for part in (point.y, point.equality, point.inequality, point.status)]
-        return Iterate(*chosen, point.iterations.reshape(count, b).sum(0)), layout
+        iterations = point.iterations.reshape(count, b).sum(0)
+        return Iterate(point.y[best], point.equality[best], point.inequality[best], point.status[best], iterations), layout
 
     @staticmethod
     def _best(objective: Values, point: Point, count: int, b: int) -> Tensor:
@@ -91,7 +92,7 @@ class MultiStart(Solver):
         ranked = torch.where(usable, objective, torch.inf).reshape(count, b)
         # Differences of rounding's size are none: which start is taken must not hang on them.
         smallest = ranked.amin(0)
-        near = ranked <= smallest + 100 * torch.finfo(objective.dtype).eps * (1 + smallest.abs())
+        near = ranked <= smallest + 100 * torch.finfo(objective.dtype).eps * smallest.abs()
         first = near.to(torch.int64).argmax(0)
         return first * b + torch.arange(b, device=objective.device)
 
