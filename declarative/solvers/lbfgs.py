@@ -11,7 +11,7 @@ from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.base import IterativeSolver, State, decide
-from declarative.solvers.sizes import PATIENCE, REFRESH, first_scale, gradient_change, noise_of, refreshed, relative, waited
+from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Variables
@@ -29,7 +29,7 @@ class LBFGS(IterativeSolver):
         memory: pairs of steps and gradient changes that are kept; memory · 2m numbers a sample.
         tolerance: stop when each entry of ∇f is below this relative to the size of its terms (how much it changes when y moves by
             its own size). Default eps^⅔: 3.7e-11 in float64, 2.4e-5 in float32.
-        max_iterations: 1000 by default.
+        max_iterations: 2000 by default.
 
     Raises:
         ValueError: the node has constraints.
@@ -46,7 +46,7 @@ class LBFGS(IterativeSolver):
     """
 
     memory: int = 10
-    max_iterations: int = field(default=1000, kw_only=True)
+    max_iterations: int = field(default=2000, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +75,7 @@ class LBFGS(IterativeSolver):
             "products": y.new_zeros(b, k, k),  # sᵢᵀyⱼ
             "valid": torch.zeros(b, k, dtype=torch.bool, device=y.device),
             "residual": residual,
-            "best": residual,
-            "since": torch.zeros(b, dtype=torch.int64, device=y.device),
+            **no_progress(y, value, residual),
         }
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
@@ -102,17 +101,18 @@ class LBFGS(IterativeSolver):
         due = finite & ((residual <= tolerance) | ~moved | (iteration % REFRESH == REFRESH - 1))
         change = refreshed(problem, y_new, gradient_new, state["change"], due)
         residual = relative(gradient_new, gradient_new, change).detach()
-        best, since = waited(residual, state["best"], state["since"])
-        # No length lowers f, not even along −∇f; or the residual is at the level of its rounding.
-        stuck = finite & ~moved & ~remembers
-        settled = (residual <= tolerance) | ((residual <= 0.1 * eps**0.5) & (stuck | (since >= PATIENCE + iteration // 4)))
+        seen, resting = progress(state, y_new, value_new, residual, noise_of(value_new.detach(), y_new.detach(), change), iteration)
+        # No length lowers f, not even along −∇f; or rounding is all that moves it.
+        stuck = finite & ((~moved & ~remembers) | resting) & (residual > tolerance)
+        y_new = torch.where(stuck.unsqueeze(1), seen["best_y"], y_new)
+        residual = torch.where(stuck, seen["best"], residual)
         status, done = decide(
             (~finite, Status.NON_FINITE),
-            (finite & settled, Status.CONVERGED),
+            (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
             (finite & (y_new.abs().amax(1) > eps**-0.75), Status.UNBOUNDED),
             (stuck, Status.NOT_STATIONARY),
         )
-        new = {"y": y_new, "value": value_new, "gradient": gradient_new, "change": change, "residual": residual, "best": best, "since": since}
+        new = {"y": y_new, "value": value_new, "gradient": gradient_new, "change": change, "residual": residual, **seen}
         return {**new, **_remember(state, y_new, gradient_new, moved, iteration)}, status, done
 
     @staticmethod

@@ -15,7 +15,7 @@ from declarative.projections import Projection
 from declarative.solution import Status
 from declarative.solvers.base import Iterate, IterativeSolver, State, decide
 from declarative.solvers.optimality import Optimality
-from declarative.solvers.sizes import PATIENCE, REFRESH, first_scale, gradient_change, noise_of, refreshed, relative, waited
+from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, progress, refreshed, relative
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Values, Variables
 
@@ -88,8 +88,7 @@ class Projected(IterativeSolver):
             "shortened": torch.ones_like(length),  # the last change of length, which those weights account for
             "change": change,
             "residual": residual,
-            "best": residual,
-            "since": torch.zeros(y.shape[0], dtype=torch.int64, device=y.device),
+            **no_progress(y, value, residual),
         }
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
@@ -128,17 +127,19 @@ class Projected(IterativeSolver):
         due = finite & ((residual <= tolerance) | stuck | (iteration % REFRESH == REFRESH - 1))
         change = refreshed(problem, y_new, gradient_new, change, due)
         residual = self._residual(problem, y_new, gradient_new, change, length)
-        best, since = waited(residual, state["best"], state["since"])
-        settled = (residual <= tolerance) | ((residual <= 0.1 * eps**0.5) & (stuck | (since >= PATIENCE + iteration // 4)))
+        seen, resting = progress(state, y_new, value_new, residual, noise, iteration)
+        stuck = (stuck | (finite & resting)) & (residual > tolerance)
+        y_new = torch.where(stuck.unsqueeze(1), seen["best_y"], y_new)
+        residual = torch.where(stuck, seen["best"], residual)
         status, done = decide(
             (~finite, Status.NON_FINITE),
-            (finite & settled, Status.CONVERGED),
+            (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
             (finite & (y_new.abs().amax(1) > eps**-0.75), Status.UNBOUNDED),
             (stuck, Status.NOT_STATIONARY),
         )
-        new = {"y": y_new, "value": value_new, "gradient": gradient_new, "previous": torch.where(restart.unsqueeze(1), y_new, y)}
-        new |= {"length": length, "shortened": state["length"] / length, "weight": weight, "change": change}
-        return {**new, "residual": residual, "best": best, "since": since}, status, done
+        new = {"y": y_new, "value": value_new, "gradient": gradient_new, "previous": torch.where(restart.unsqueeze(1), y_new, y), **seen}
+        new |= {"length": length, "shortened": state["length"] / length, "weight": weight, "change": change, "residual": residual}
+        return new, status, done
 
     @torch.no_grad()
     def _shorten(self, problem: Problem, at: tuple[Tensor, Tensor, Tensor], length: Tensor, noise: Tensor, still: Tensor) -> tuple[Tensor, ...]:

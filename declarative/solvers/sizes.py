@@ -7,11 +7,11 @@ from torch import Tensor
 
 from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
+from declarative.solvers.base import State
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.typing import SampleMask, Values, Variables
 
-# A sample whose residual is small, and has not halved for so many steps and a quarter of all, is at the level of rounding.
-PATIENCE = 30
+_PATIENCE = 30
 # The sizes of the gradient's terms are measured anew after so many steps, at the cost of one evaluation.
 REFRESH = 10
 
@@ -42,10 +42,30 @@ def refreshed(problem: Problem, y: Variables, gradient: Variables, change: Varia
     return torch.where(due.unsqueeze(1) & torch.isfinite(new), new, change)
 
 
-def waited(residual: Values, best: Values, since: Tensor) -> tuple[Values, Tensor]:
-    """(the smallest residual by halves, the steps since it was reached)."""
-    halved = residual <= 0.5 * best
-    return torch.where(halved, residual, best), torch.where(halved, 0, since + 1)
+def progress(state: State, y: Variables, value: Values, residual: Values, noise: Values, iteration: int) -> tuple[State, SampleMask]:
+    """(the best point so far, samples at the level of rounding).
+
+    Those have neither halved their residual nor lowered f visibly for 30 steps and a quarter of all. A user's tolerance below what
+    rounding allows ends so, and the best point seen is then a better answer than the last.
+    """
+    halved = residual <= 0.5 * state["milestone"]
+    lowered = value < state["lowest"] - noise
+    since = torch.where(halved | lowered, 0, state["since"] + 1)
+    better = residual < state["best"]
+    new = {
+        "milestone": torch.where(halved, residual, state["milestone"]),
+        "lowest": torch.where(lowered, value, state["lowest"]).detach(),
+        "since": since,
+        "best": torch.where(better, residual, state["best"]),
+        "best_y": torch.where(better.unsqueeze(1), y, state["best_y"]),
+    }
+    return new, since >= _PATIENCE + iteration // 4
+
+
+def no_progress(y: Variables, value: Values, residual: Values) -> State:
+    """What `progress` starts from."""
+    since = torch.zeros(y.shape[0], dtype=torch.int64, device=y.device)
+    return {"milestone": residual, "lowest": value.detach(), "since": since, "best": residual, "best_y": y}
 
 
 def noise_of(value: Values, y: Variables, change: Variables) -> Values:
