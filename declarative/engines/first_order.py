@@ -13,7 +13,7 @@ from torch import Tensor
 
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
-from declarative.typing import Values, Variables
+from declarative.typing import SampleMask, Values, Variables
 
 
 def value_and_gradient(problem: Problem, y: Variables) -> tuple[Values, Variables]:
@@ -29,6 +29,18 @@ def value_and_gradient(problem: Problem, y: Variables) -> tuple[Values, Variable
             return objective, torch.zeros_like(y)
         (gradient,) = torch.autograd.grad(objective.sum(), at, create_graph=recorded, allow_unused=True, materialize_grads=True)
     return (objective, gradient) if recorded else (objective.detach(), gradient)
+
+
+def value_and_gradient_where(problem: Problem, y: Variables, wanted: SampleMask) -> tuple[Values, Variables]:
+    """The same for the wanted samples; the others may come out as NaN. Where they are few, only they are paid for."""
+    index = wanted.nonzero().squeeze(1)
+    if 2 * index.shape[0] > y.shape[0]:
+        return value_and_gradient(problem, y)
+    nothing = y.new_full(y.shape[:1], torch.nan), torch.full_like(y, torch.nan)
+    if index.shape[0] == 0:
+        return nothing
+    value, gradient = value_and_gradient(problem.select(index), y[index])
+    return nothing[0].index_copy(0, index, value), nothing[1].index_copy(0, index, gradient)
 
 
 def _functional(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from declarative.engines.first_order import value_and_gradient
+from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.base import IterativeSolver, State, decide
@@ -123,7 +123,7 @@ class LBFGS(IterativeSolver):
         direction = torch.where(still.unsqueeze(1), 0.0, direction.detach())
         noise = noise_of(value, y, state["change"])
         search = WolfeSearch(y, direction, value, (gradient * direction).sum(1), noise)
-        return search.run(lambda candidate: value_and_gradient(problem, candidate), still)
+        return search.run(lambda candidate, wanted: value_and_gradient_where(problem, candidate, wanted), still)
 
 
 def _inverse_product(state: State, iteration: int) -> Variables:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.engines.first_order import value_and_gradient
+from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Layout, Problem
 from declarative.projections import Projection
 from declarative.solution import Status
@@ -150,7 +150,7 @@ class Projected(IterativeSolver):
         for _ in range(60):
             candidate = self._project(problem, y - length.unsqueeze(1) * slope)
             move = candidate - y
-            trial, gradient = value_and_gradient(problem, candidate)
+            trial, gradient = value_and_gradient_where(problem, candidate, ~accepted)
             squared, curvature = move.square().sum(1), ((gradient - slope) * move).sum(1)
             bounded = trial <= value + (slope * move).sum(1) + 0.5 * squared / length + noise
             # The same bound on the change of ∇f, which rounding leaves visible for longer.

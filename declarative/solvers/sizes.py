@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative.engines.first_order import value_and_gradient
+from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Problem
 from declarative.solvers.base import State
 from declarative.solvers.optimality import coordinate_sizes
@@ -22,10 +22,12 @@ def probe(y: Variables) -> Variables:
 
 
 @torch.no_grad()
-def gradient_change(problem: Problem, y: Variables, gradient: Variables) -> Variables:
+def gradient_change(problem: Problem, y: Variables, gradient: Variables, due: SampleMask | None = None) -> Variables:
     """H d for d = probe(y), by a difference of gradients: the size of the terms of ∇f, entry by entry. NaN off the domain."""
     short = torch.finfo(y.dtype).eps ** (1 / 3)
-    return (value_and_gradient(problem, y + short * probe(y))[1] - gradient) / short
+    moved = y + short * probe(y)
+    there = value_and_gradient(problem, moved)[1] if due is None else value_and_gradient_where(problem, moved, due)[1]
+    return (there - gradient) / short
 
 
 def relative(residual: Variables, gradient: Variables, change: Variables) -> Values:
@@ -38,7 +40,7 @@ def refreshed(problem: Problem, y: Variables, gradient: Variables, change: Varia
     """The sizes measured anew where that is due."""
     if not bool(due.any()):
         return change
-    new = gradient_change(problem, y, gradient)
+    new = gradient_change(problem, y, gradient, due)
     return torch.where(due.unsqueeze(1) & torch.isfinite(new), new, change)
 
 

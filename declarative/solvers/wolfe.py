@@ -35,14 +35,15 @@ class WolfeSearch:
     noise: Values
     trials: int = 40
 
-    def run(self, evaluate: Callable[[Variables], tuple[Values, Variables]], exempt: SampleMask) -> tuple[Values, Values, Variables]:
+    def run(self, evaluate: Callable[[Variables, SampleMask], tuple[Values, Variables]], exempt: SampleMask) -> tuple[Values, Values, Variables]:
         """(length, f, ∇f) of the accepted points; where no length lowers f it is 0, and f and ∇f mean nothing.
 
         Args:
+            evaluate: f and ∇f, of the samples of a mask; the others may be anything.
             exempt: samples that do not move: their length is 0.
         """
         length = torch.ones_like(self.value)
-        value, gradient = evaluate(self.y + self.step)
+        value, gradient = evaluate(self.y + self.step, ~exempt)
         slope = (gradient * self.step).sum(1)
         low = _End(torch.zeros_like(length), self.value, self.slope)
         high = _End(torch.full_like(length, torch.inf), torch.full_like(length, torch.nan), torch.full_like(length, torch.nan))
@@ -64,7 +65,7 @@ class WolfeSearch:
             closed = torch.isfinite(high.length) & (high.length - low.length <= 4 * torch.finfo(length.dtype).eps * high.length)
             searching = searching & ~closed
             length = torch.where(searching, _next(low, high), length)
-            value_new, gradient_new = evaluate(self.y + length.unsqueeze(1) * self.step)
+            value_new, gradient_new = evaluate(self.y + length.unsqueeze(1) * self.step, searching)
             value = torch.where(searching, value_new, value)
             gradient = torch.where(searching.unsqueeze(1), gradient_new, gradient)
             slope = torch.where(searching, (gradient * self.step).sum(1), slope)

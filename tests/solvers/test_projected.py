@@ -170,12 +170,12 @@ def test_against_cvxpy():
         np.testing.assert_allclose(found[i], y.value, atol=1e-6)
 
 
-def test_momentum_pays():
-    """√κ steps, not κ: a condition of 10⁴ in some hundreds of steps."""
-    Q, c = torch.diag(torch.logspace(0, 4, 20, dtype=F64)).expand(2, 20, 20), 10 * torch.randn(2, 20, dtype=F64)
-    s = InOrthant(solver=Projected(NonNegative(), max_iterations=4000)).solution(Q, c)
+def test_momentum_pays(shapes_unchecked):
+    """√κ steps, not κ: a condition of 10⁴ takes some hundreds."""
+    Q, c = torch.diag(torch.logspace(0, 4, 10, dtype=F64)).expand(2, 10, 10), 10 * torch.randn(2, 10, dtype=F64)
+    s = InOrthant(solver=Projected(NonNegative())).solution(Q, c)
     close(s.y, (-c / Q.diagonal(dim1=1, dim2=2)).clamp_min(0), 1e-7)
-    assert int(s.iterations.max()) < 3000
+    assert int(s.iterations.max()) < 1500
 
 
 def test_a_function_as_projection():
