@@ -1,4 +1,4 @@
-"""How y is found: `Newton`, `InteriorPoint`, `SciPy`, and `UserSolve` for a node's own `solve`."""
+"""How y is found: `Newton`, `LBFGS`, `InteriorPoint`, `Projected`, `SciPy`, `MultiStart` around any of them, and `UserSolve` for a node's own `solve`."""
 
 from declarative.solvers.base import IterativeSolver, Progress, Solver
 from declarative.solvers.interior_point import InteriorPoint

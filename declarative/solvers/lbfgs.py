@@ -19,7 +19,7 @@ from declarative.typing import Counts, SampleMask, Variables
 
 @dataclass(frozen=True)
 class LBFGS(IterativeSolver):
-    """Limited-memory BFGS for unconstrained problems: first derivatives only, nothing of size m × m.
+    """Limited-memory BFGS for unconstrained problems: no Hessian, nothing of size m × m.
 
     Each sample has a history, a strong Wolfe line search and a stopping test of its own; one evaluation of f and ∇f serves the
     whole running batch. Non-convex objectives are fine: a pair without positive curvature is left out. Where m is small or H
@@ -61,7 +61,7 @@ class LBFGS(IterativeSolver):
             if rows.shape[1]:
                 raise ValueError(f"{problem.name} has {kind} constraints, which LBFGS() does not handle; use {other}, or leave solver=None")
         value, gradient = value_and_gradient(problem, y)
-        change = gradient_change(problem, y, gradient)
+        change = gradient_change(problem, y)
         b, m, k = *y.shape, self.memory
         residual = relative(gradient, gradient, change.nan_to_num(0.0)).detach()
         return {
@@ -99,7 +99,7 @@ class LBFGS(IterativeSolver):
 
         residual = relative(gradient_new, gradient_new, state["change"]).detach()
         due = finite & ((residual <= tolerance) | ~moved | (iteration % REFRESH == REFRESH - 1))
-        change = refreshed(problem, y_new, gradient_new, state["change"], due)
+        change = refreshed(problem, y_new, state["change"], due)
         residual = relative(gradient_new, gradient_new, change).detach()
         seen, resting = progress(state, y_new, value_new, residual, noise_of(value_new.detach(), y_new.detach(), change), iteration)
         # No length lowers f, not even along −∇f; or rounding is all that moves it.

@@ -35,7 +35,7 @@ class Projected(IterativeSolver):
             nearest point of a closed convex set, in differentiable torch.
         tolerance: stop when each entry of (y − Π(y − t∇f))/t is below this relative to the size of the terms of ∇f. Default eps^⅔:
             3.7e-11 in float64, 2.4e-5 in float32.
-        max_iterations: 2000 by default.
+        max_iterations: 5000 by default.
 
     Raises:
         ValueError: the node states no constraints, or a point of the set violates them.
@@ -54,7 +54,7 @@ class Projected(IterativeSolver):
     """
 
     projection: Projection | Callable[[Tensor], Tensor]
-    max_iterations: int = field(default=2000, kw_only=True)
+    max_iterations: int = field(default=5000, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,7 @@ class Projected(IterativeSolver):
             )
         y = self._project(problem, y)
         value, gradient = value_and_gradient(problem, y)
-        change = gradient_change(problem, y, gradient)
+        change = gradient_change(problem, y)
         length = first_scale(y.detach(), gradient.detach(), change)
         change = change.nan_to_num(0.0)
         residual = self._residual(problem, y, gradient, change, length)
@@ -125,7 +125,7 @@ class Projected(IterativeSolver):
         residual = self._residual(problem, y_new, gradient_new, change, length)
         stuck = finite & ~accepted & ~inside & ~still
         due = finite & ((residual <= tolerance) | stuck | (iteration % REFRESH == REFRESH - 1))
-        change = refreshed(problem, y_new, gradient_new, change, due)
+        change = refreshed(problem, y_new, change, due)
         residual = self._residual(problem, y_new, gradient_new, change, length)
         seen, resting = progress(state, y_new, value_new, residual, noise, iteration)
         stuck = (stuck | (finite & resting)) & (residual > tolerance)
