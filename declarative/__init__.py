@@ -3,7 +3,7 @@
 State a problem for one instance as a `DeclarativeNode`; get a batched layer with exact derivatives of every order.
 """
 
-from declarative import solvers, structure
+from declarative import projections, solvers, structure
 from declarative.certificate import Certificate, certify
 from declarative.detect import Detection, detect_structure
 from declarative.differentiation import MINRES, Auto, ConjugateGradients, Direct, Explanation, Implicit
@@ -35,6 +35,7 @@ __all__ = [
     "StructureError",
     "certify",
     "detect_structure",
+    "projections",
     "solvers",
     "structure",
     "verify",
