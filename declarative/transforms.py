@@ -61,6 +61,30 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """The numbers alone, outside of every torch.func level and graph."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    return tensor.detach()
+
+
+def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
+    """Raise for torch.func.vmap and forward mode around a loop that looks at its numbers."""
+    for tensor in tensors:
+        inner = tensor
+        while True:
+            if is_wrapped(inner) and torch._C._functorch.is_batchedtensor(inner):  # pyright: ignore[reportAttributeAccessIssue]
+                raise NotImplementedError(
+                    f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use the batch dimension that every node has "
+                    "(in_dims says which inputs have it), or differentiation=Implicit()"
+                )
+            if inner.is_floating_point() and forward_ad._current_level >= 0 and forward_ad.unpack_dual(inner).tangent is not None:
+                raise NotImplementedError(f"{what} has no forward mode (jvp, jacfwd): use reverse mode (torch.func.jacrev), or differentiation=Implicit()")
+            if not is_wrapped(inner):
+                break
+            inner = torch._C._functorch.get_unwrapped(inner)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
     return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))

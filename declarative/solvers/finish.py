@@ -47,10 +47,7 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     optimality = Optimality(problem, found.y, p, wanted)
-    if check_captured and isinstance(optimality.at, GraphLinearisation):
-        reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
-    if yields_duals(lambda: problem.evaluate(found.y)):
-        raise lost_gradient(problem.name, "a dual number of forward mode")
+    _reject_hidden(problem, found.y, optimality, check_captured)
     eps = torch.finfo(found.y.dtype).eps
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
@@ -64,6 +61,30 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     status = _judge(found, y, stationarity, violation, solver)
     point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
     return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
+
+
+def judge_point(problem: Problem, found: Iterate, solver: Solver, check_captured: bool) -> Point:
+    """The point where somebody stopped, as it is: neither polished, nor refused for having stopped too early."""
+    if problem.batch == 0:
+        return _empty(problem, (found.y,), solver).point
+    p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
+    optimality = Optimality(problem, found.y, p)
+    _reject_hidden(problem, found.y, optimality, check_captured)
+    equality, inequality = recover(optimality, torch.finfo(found.y.dtype).eps ** (1 / 3), found.equality, found.inequality)
+    active, weakly_active = optimality.active_set(inequality)
+    stationarity, violation = optimality.residuals(equality, inequality)
+    status = _judge(found, found.y, stationarity, violation, solver)
+    point = Point(found.y, equality, torch.where(active, inequality, 0.0), active, weakly_active, status, found.iterations, stationarity, violation)
+    early = (status == Status.MAX_ITERATIONS) | (status == Status.NOT_STATIONARY) | (found.status == Status.CONVERGED) & (status == Status.INFEASIBLE)
+    return _apply_policy(problem, point, solver, early)
+
+
+def _reject_hidden(problem: Problem, y: Tensor, optimality: Optimality, check_captured: bool) -> None:
+    """Raise for tensors whose gradients would be lost."""
+    if check_captured and isinstance(optimality.at, GraphLinearisation):
+        reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
+    if yields_duals(lambda: problem.evaluate(y)):
+        raise lost_gradient(problem.name, "a dual number of forward mode")
 
 
 def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:
@@ -81,8 +102,10 @@ def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, s
     return torch.where(undecided & ~finite, int(Status.NON_FINITE), status)
 
 
-def _apply_policy(problem: Problem, point: Point, solver: Solver) -> Point:
+def _apply_policy(problem: Problem, point: Point, solver: Solver, excused: Tensor | None = None) -> Point:
     failed = point.status != Status.CONVERGED
+    if excused is not None:
+        failed = failed & ~excused
     if not bool(failed.any()):
         return point
     if solver.on_failure == "nan":

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from declarative.engines.autodiff import linearise
 from declarative.problem import Layout, Problem
-from declarative.solution import Status
-from declarative.solvers.base import Iterate, IterativeSolver, State, decide, start_from
+from declarative.solution import Point, Status
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, start_from
 from declarative.solvers.line_search import LineSearch
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
+from declarative.solvers.polish import step_on_active_set
 from declarative.solvers.step import ReducedModel
 from declarative.typing import Counts, SampleMask, Variables
 
@@ -37,6 +38,14 @@ class InteriorPoint(IterativeSolver):
         if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
             return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
         return super().solve(problem, init)
+
+    def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
+        if problem.evaluate(y)[2].shape[1]:
+            return self
+        return Newton(max_iterations=self.max_iterations, progress=self.progress)
+
+    def step_from(self, problem: Problem, point: Point) -> Found:
+        return step_on_active_set(problem, point)  # the steps that end its solve; those of the barrier stop short of the solution
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         return self._warm_start(problem, y, init) if init else self._cold_start(problem, y)
@@ -210,5 +219,5 @@ def _largest(values: Tensor) -> Tensor:
 
 def _to_boundary(value: Tensor, change: Tensor) -> Tensor:
     """The largest t ≤ 1e10 with value + t·change ≥ 0, per sample."""
-    ratio = torch.where(change < 0, -value / change, torch.inf)
+    ratio = torch.where(change < 0, -value / torch.where(change < 0, change, -1.0), torch.inf)
     return ratio.amin(1).clamp_max(1e10)

@@ -55,7 +55,7 @@ class Newton(IterativeSolver):
         tolerance = eps**0.75 if self.tolerance is None else self.tolerance
         scale = 1 + y.abs().amax(1)
         # Where the model had to be convexified its minimiser may be arbitrarily far.
-        reach = (1e3 * scale / step.abs().amax(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0)
+        reach = (1e3 * scale / step.abs().amax(1).clamp_min(torch.finfo(y.dtype).tiny)).clamp_max(1.0).detach()  # a length is a constant of differentiation
         step = torch.where(model.convex.unsqueeze(1), step, step * reach.unsqueeze(1))
         size = step.abs().amax(1)
         finite = torch.isfinite(size) & torch.isfinite(f)

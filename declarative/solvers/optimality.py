@@ -27,7 +27,7 @@ def gradient_sizes(steepest: Variables, magnitudes: Jacobians, multipliers: Rows
     """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A| and λ."""
     tiny = torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
-        balancing = torch.where(magnitudes > 0, steepest.unsqueeze(1) / magnitudes, 0.0).amax(2)
+        balancing = torch.where(magnitudes > 0, steepest.unsqueeze(1) / torch.where(magnitudes > 0, magnitudes, 1.0), 0.0).amax(2)
         counted = multipliers != 0
         counted[:, :p] = True
         sizes = multipliers.abs() + torch.finfo(steepest.dtype).eps ** 0.25 * torch.where(counted, balancing, 0.0)

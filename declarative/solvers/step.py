@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from declarative.kkt.null_space import row_space
+from declarative.solvers.step_rule import StepOperator, convexified, is_recorded
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Variables
 
 
@@ -19,6 +20,8 @@ class ReducedModel:
     """The factorised model; `solve` it for several right-hand sides."""
 
     def __init__(self, hessian: Hessians, jacobian: Jacobians) -> None:
+        given, recorded = (hessian, jacobian), is_recorded(hessian, jacobian)
+        hessian, jacobian = hessian.detach(), jacobian.detach()
         self._hessian, self._jacobian = hessian, jacobian
         self._constrained = jacobian.shape[1] > 0
         reduced = hessian
@@ -33,6 +36,7 @@ class ReducedModel:
         """(b,) where the model was convex as it stood."""
         if not bool(self.convex.all()):
             self._convexify(reduced)
+        self._rule = StepOperator(convexified(*given, self.convex), given[1], ReducedModel) if recorded else None
 
     def _convexify(self, reduced: Tensor) -> None:
         """Replace eigenvalues by their absolute values, away from zero, in the samples that need it."""
@@ -52,6 +56,8 @@ class ReducedModel:
 
     def solve(self, gradient: Variables, change: Rows) -> tuple[Variables, Rows]:
         """The step d for `gradient` g and A d = `change`, and the multipliers ν of  H d + g + Aᵀν = 0."""
+        if self._rule is not None:
+            return self._rule.step(gradient, change)
         if not self._constrained:
             return -self._inverse(gradient), change
         particular = _apply(self._pinv, change)

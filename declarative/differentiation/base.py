@@ -1,0 +1,66 @@
+"""The contract of a way to differentiate, and of the forward pass that it asks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from declarative.problem import Layout, Problem
+from declarative.solution import DerivativeReport, Point, Solved
+
+Found = tuple[Tensor, Tensor | None, Tensor | None]  # (y, ν, μ), None for multipliers that the solver does not know
+
+
+class Forward(Protocol):
+    """The node's forward pass (solvers/forward.py)."""
+
+    def __call__(self, problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]) -> Solved:
+        """The solution, without a graph. `wanted`: positions of the tensors whose gradients will be asked for."""
+        ...
+
+    def unroll(self, problem: Problem, init: tuple[Tensor, ...], steps: int | None) -> tuple[Any, Layout]:
+        """What a solver returns (y, ν, μ, status, iterations), after so many steps, with the graph behind it."""
+        ...
+
+    def judge(self, problem: Problem, found: Any) -> Point:
+        """The point that an unrolled iterate is, without a graph."""
+        ...
+
+    def check_steps(self, problem: Problem, what: str) -> None:
+        """A TypeError unless the solver is made of differentiable steps."""
+        ...
+
+    def step(self, problem: Problem, point: Point) -> Found:
+        """(y, ν, μ) one step on from a solution, with its graph."""
+        ...
+
+
+class Differentiation(ABC):
+    """How y is differentiated: `Implicit`, `Unrolled` or `OneStep`."""
+
+    @abstractmethod
+    def apply(self, problem: Problem, forward: Forward, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
+        """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
+
+
+def without_graph(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """function(*tensors), as numbers: run outside of every level of torch.func, its results constants of differentiation."""
+    return _Constants.apply(function, *tensors)
+
+
+class _Constants(torch.autograd.Function):
+    @staticmethod
+    def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return function(*(t.detach() for t in tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: ARG004
+        return (None,) * len(ctx.needs_input_grad)
