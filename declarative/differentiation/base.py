@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from declarative.problem import Layout, Problem
@@ -45,22 +44,3 @@ class Differentiation(ABC):
     @abstractmethod
     def apply(self, problem: Problem, forward: Forward, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
         """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
-
-
-def without_graph(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """function(*tensors), as numbers: run outside of every level of torch.func, its results constants of differentiation."""
-    return _Constants.apply(function, *tensors)
-
-
-class _Constants(torch.autograd.Function):
-    @staticmethod
-    def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return function(*(t.detach() for t in tensors))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: ARG004
-        return (None,) * len(ctx.needs_input_grad)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.differentiation.base import Differentiation, Forward, without_graph
+from declarative.differentiation.base import Differentiation, Forward
 from declarative.problem import Layout, Problem
 from declarative.solution import DerivativeReport, Point
-from declarative.transforms import reject_mapped_and_dual
+from declarative.transforms import is_recorded, reject_mapped_and_dual, without_graph
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Unrolled(Differentiation):
         init = tuple(t.detach() for t in init)
         if problem.batch == 0:
             return self._empty(problem, forward, init)
-        found, layout = forward.unroll(problem, init, self.steps)
+        with torch.set_grad_enabled(is_recorded(*problem.tensors)):
+            found, layout = forward.unroll(problem, init, self.steps)
         names = [name for name in ("y", "equality", "inequality", "status", "iterations") if getattr(found, name) is not None]
         count, bare = len(problem.tensors), problem.with_tensors(()).with_layout(layout)
 

@@ -216,7 +216,7 @@ def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[St
 def report(solver: IterativeSolver, state: State, done: SampleMask, count: int, total: int) -> None:
     """Call the solver's `progress`, if it has one, after step number `count` (from 0)."""
     if solver.progress is not None:
-        left = state["residual"][~done]
+        left = state["residual"].detach()[~done]
         worst = float(left.max()) if left.numel() else 0.0
         solver.progress(Progress(type(solver).__name__, count + 1, left.numel(), total, worst))
 

@@ -44,7 +44,7 @@ class Forward:
         if self.polish:
             raise ValueError(f"{problem.name}: polish={self.polish} cannot be unrolled; take more steps, or use differentiation=OneStep() or Implicit()")
         found, layout = self._run(problem, init, steps)
-        bad = ~torch.isfinite(found.y).all(1)
+        bad = ~torch.isfinite(found.y).all(1) | (found.status == Status.NON_FINITE)
         if not bool(bad.any()):
             return found, layout
         index, whole = (~bad).nonzero().squeeze(1), {name: getattr(found, name) for name in ("y", "equality", "inequality")}

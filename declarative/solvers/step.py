@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from declarative.kkt.null_space import row_space
-from declarative.solvers.step_rule import StepOperator, convexified, is_recorded
+from declarative.solvers.step_rule import StepOperator, convexified
+from declarative.transforms import is_recorded
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Variables
 
 

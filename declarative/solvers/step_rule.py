@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from declarative.structure.base import Operator
-from declarative.transforms import alive, transforms_active
+from declarative.transforms import alive
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Variables
 
 
@@ -27,11 +27,6 @@ class Factorised(Protocol):
     def solve(self, gradient: Variables, change: Rows) -> tuple[Variables, Rows]:
         """The step and the multipliers."""
         ...
-
-
-def is_recorded(*tensors: Tensor) -> bool:
-    """Whether steps made of these tensors are to be differentiated."""
-    return transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 @dataclass(frozen=True, eq=False)
