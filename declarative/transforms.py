@@ -64,7 +64,7 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
     """Raise for torch.func.vmap and forward mode around a loop that looks at its numbers."""
-    functorch: Any = torch._C._functorch
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     stack = functorch.get_interpreter_stack() or []
     forward = {level.level() for level in stack if level.key() == functorch.TransformType.Jvp}
     for tensor in tensors:
@@ -76,7 +76,7 @@ def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
                     "(in_dims says which inputs have it), or differentiation=Implicit()"
                 )
             dual = dual or functorch.maybe_get_level(tensor) in forward
-            tensor = functorch.get_unwrapped(tensor)  # noqa: PLW2901
+            tensor = functorch.get_unwrapped(tensor)
         if dual:
             raise NotImplementedError(f"{what} has no forward mode (jvp, jacfwd): use reverse mode (torch.func.jacrev), or differentiation=Implicit()")
 

@@ -1,13 +1,14 @@
 """Differentiation through the solver's steps: against finite differences of those steps, and against the optimality conditions."""
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.timing import peak_bytes
-from declarative import CapturedTensorError, DeclarativeNode, Implicit, OneStep, Solution, SolverError, Status, Unrolled
+from declarative import CapturedTensorError, DeclarativeNode, Implicit, OneStep, Solution, SolverError, Status, Unrolled, verify
 from declarative.solvers import InteriorPoint, Newton, SciPy, UserSolve
 from declarative.structure import Banded, Constant, Diagonal
 from tests.conformance.cases import close, weights
@@ -163,7 +164,7 @@ def test_tends_to_the_implicit_derivative(kind, solver, enough):
         float((gradient(kind(solver=solver, differentiation=Unrolled(k))) - exact).abs().max() / exact.abs().max()) for k in range(enough - 8, enough + 4)
     ]
     assert errors[-1] < 1e-8
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in pairwise(errors):
         assert after <= max(before, 1e-8)
 
 
@@ -249,12 +250,12 @@ def test_parameters_get_gradients(tags):
         kept = parameter.detach().clone()
 
         def value(p, parameter=parameter, node=node):
-            parameter.data.copy_(p)
+            parameter.copy_(p)
             return functional(node.solution(X))
 
         with torch.no_grad():
             expected = differences(value, kept)
-            parameter.data.copy_(kept)
+            parameter.copy_(kept)
         close(early[name], expected, 1e-7)
 
 
@@ -500,6 +501,14 @@ BAD = [
 def test_bad_input(wrong, kind, message):
     with pytest.raises(kind, match=message):
         wrong()
+
+
+@pytest.mark.parametrize("way", [Unrolled(25), OneStep()], ids=lambda w: type(w).__name__)
+def test_verify(way):
+    for kind in (Sphere, Box):
+        report = verify(kind(differentiation=way), X)
+        assert report.ok, str(report)
+    assert not verify(Free(differentiation=Unrolled(2)), X).ok
 
 
 def test_progress_is_reported():
