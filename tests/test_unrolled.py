@@ -117,7 +117,8 @@ CASES = [
     (Plane, InteriorPoint(), 20),
     (Sphere, InteriorPoint(), 12),
 ]
-every_case = pytest.mark.parametrize(("kind", "solver", "enough"), CASES, ids=lambda v: v.__name__ if isinstance(v, type) else type(v).__name__)
+every_case = pytest.mark.parametrize(("kind", "solver", "enough"), CASES, ids=[f"{kind.__name__}-{type(solver).__name__}" for kind, solver, _ in CASES])
+unchecked = pytest.mark.usefixtures("shapes_unchecked")
 X = 1.3 * weights((3, 3), 3)
 
 
@@ -148,6 +149,7 @@ def differences(function, x, h=1e-5):
 
 
 @every_case
+@unchecked
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_derivative_of_the_steps_themselves(kind, solver, enough, steps):
     """Far from convergence: nothing that an optimality condition knows."""
@@ -158,10 +160,11 @@ def test_derivative_of_the_steps_themselves(kind, solver, enough, steps):
 
 
 @every_case
+@unchecked
 def test_tends_to_the_implicit_derivative(kind, solver, enough):
     exact = gradient(kind(solver=solver))
     errors = [
-        float((gradient(kind(solver=solver, differentiation=Unrolled(k))) - exact).abs().max() / exact.abs().max()) for k in range(enough - 8, enough + 4)
+        float((gradient(kind(solver=solver, differentiation=Unrolled(k))) - exact).abs().max() / exact.abs().max()) for k in range(enough - 8, enough + 3, 2)
     ]
     assert errors[-1] < 1e-8
     for before, after in pairwise(errors):
@@ -188,6 +191,7 @@ def test_second_order_of_one_step(kind, solver, enough):
 
 
 @every_case
+@unchecked
 def test_second_order_of_unrolling(kind, solver, enough):
     """Against differences of the gradient of two steps."""
     node = kind(solver=solver, differentiation=Unrolled(2))
@@ -503,12 +507,12 @@ def test_bad_input(wrong, kind, message):
         wrong()
 
 
-@pytest.mark.parametrize("way", [Unrolled(25), OneStep()], ids=lambda w: type(w).__name__)
+@unchecked
+@pytest.mark.parametrize("way", [Unrolled(12), OneStep()], ids=lambda w: type(w).__name__)
 def test_verify(way):
-    for kind in (Sphere, Box):
-        report = verify(kind(differentiation=way), X)
-        assert report.ok, str(report)
-    assert not verify(Free(differentiation=Unrolled(2)), X).ok
+    report = verify(Sphere(differentiation=way), X[:2], directions=1)
+    assert report.ok, str(report)
+    assert not verify(Free(differentiation=Unrolled(2)), X[:1], directions=1).ok
 
 
 def test_progress_is_reported():
