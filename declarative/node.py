@@ -74,7 +74,7 @@ class DeclarativeNode(nn.Module):
         if solver is not None and not isinstance(solver, Solver):
             raise TypeError(f"solver must be an object from declarative.solvers, such as Newton(), got {solver!r}")
         if differentiation is not None and not isinstance(differentiation, Differentiation):
-            raise TypeError(f"differentiation must be an object such as Implicit(), Unrolled(steps) or OneStep(), got {differentiation!r}")
+            raise TypeError(f"differentiation must be an object such as Implicit(), got {differentiation!r}; choose Implicit(), Unrolled(steps) or OneStep()")
         if not isinstance(polish, int) or polish < 0:
             raise ValueError(f"polish must be a number of steps, 0 or more, got {polish!r}")
         self.solver, self.differentiation, self.polish = solver, differentiation or Implicit(), polish
