@@ -1,4 +1,4 @@
-"""The generic engine: a backward pass against a loop of gradient calls, and against unrolling the solver.
+"""The generic engine: a backward pass against a loop of gradient calls.
 
 Timed is the backward call of a training step: the forward pass runs untimed before each, and its graph is there for the
 first backward pass, as it is in training. The row marked "again" repeats a backward pass over a retained graph, which has to
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from benchmarks.peers import loop
 from benchmarks.report import Row, Target, timed
-from benchmarks.statements import STATEMENTS, Descent, Prepared, Robust, prepare
-from benchmarks.timing import FULL, QUICK, Effort, Spread, compare, measure, peak_bytes
+from benchmarks.statements import STATEMENTS, Prepared, Robust, prepare
+from benchmarks.timing import FULL, QUICK, Effort, compare, measure
 
 SUITE = "engine"
 # (m, batch) and by how much the loop is to be beaten there.
 SIZES = ((10, 16, 2.5), (100, 1, 10.0), (100, 128, 1.3), (200, 1, 30.0))
 LIMIT_MS = 0.8  # a whole backward call at m = 10
-STEPS = (10, 100, 1000)
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -35,7 +34,6 @@ def rows(quick: bool) -> Iterator[Row]:
             yield from backward_rows(kind, m, batch, ratio, effort)
     for m, batch in ((4, 3),) if quick else ((10, 16), (100, 1)):
         yield from information_rows(m, batch, effort)
-    yield from descent_rows((2, 8) if quick else (64, 16), (20, 40) if quick else STEPS, effort)
 
 
 def difference(result: Tensor, reference: Tensor) -> float:
@@ -98,31 +96,3 @@ def information_rows(m: int, batch: int, effort: Effort) -> Iterator[Row]:
     )
     for name, case in cases:
         yield Row(SUITE, f"{name}, {size}", "ms", measure(case, effort).median)
-
-
-def descent_rows(size: tuple[int, int], steps: tuple[int, ...], effort: Effort) -> Iterator[Row]:
-    """Memory and time of forward and backward against the number of solver iterations, beside unrolling the same steps."""
-    m, batch = size
-    x = torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    needs: list[tuple[float, float]] = []
-    for count in steps:
-        node = Descent(count)
-
-        def ours(node: Descent = node) -> Tensor:
-            return torch.autograd.grad(node(x).sum(), x)[0]
-
-        def unrolled(node: Descent = node) -> Tensor:
-            return torch.autograd.grad(node.solve(x).sum(), x)[0]
-
-        what = f"{count} steps of descent, m={m}, b={batch}"
-        agreement = difference(ours(), unrolled())
-        needs.append((peak_bytes(ours) / 1024, peak_bytes(unrolled) / 1024))
-        yield _sizes(f"peak memory of forward and backward, {what}", "KiB", *needs[-1], agreement=agreement)
-        yield timed(SUITE, f"forward and backward, {what}", compare(lambda run=ours: run, lambda run=unrolled: run, effort), agreement=agreement)
-    first, last = needs[0], needs[-1]
-    growth = f"growth of that memory from {steps[0]} to {steps[-1]} steps"
-    yield _sizes(growth, "x", last[0] / first[0], last[1] / first[1], Target(ours=1.01))
-
-
-def _sizes(what: str, unit: str, ours: float, peer: float, target: Target | None = None, agreement: float | None = None) -> Row:
-    return Row(SUITE, what, unit, ours, peer, Spread(peer / ours, peer / ours, peer / ours), target, agreement)

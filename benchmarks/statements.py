@@ -1,4 +1,4 @@
-"""The problems of the engine suite.
+"""The problems of the engine suite, and of the one about unrolling.
 
 Each function is written with `dim=-1`, so that the same text is one instance for a node and a batch for a peer that wants it
 batched by its author. `found` holds a solution computed beforehand: the forward pass then costs next to nothing, and what is
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from declarative import DeclarativeNode, Solution
+from declarative.differentiation import Differentiation
 from declarative.solvers import Newton
 
 
@@ -97,8 +98,8 @@ class Descent(DeclarativeNode):
     A step shrinks the error tenfold, so that even ten of them end at a minimiser.
     """
 
-    def __init__(self, steps: int) -> None:
-        super().__init__()
+    def __init__(self, steps: int, differentiation: Differentiation | None = None) -> None:
+        super().__init__(differentiation=differentiation)
         self.steps = steps
 
     def objective(self, x: Tensor, y: Tensor) -> Tensor:

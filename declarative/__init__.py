@@ -6,7 +6,7 @@ State a problem for one instance as a `DeclarativeNode`; get a batched layer wit
 from declarative import projections, solvers, structure
 from declarative.certificate import Certificate, certify
 from declarative.detect import Detection, detect_structure
-from declarative.differentiation import MINRES, Auto, ConjugateGradients, Direct, Explanation, Implicit
+from declarative.differentiation import MINRES, Auto, ConjugateGradients, Direct, Explanation, Implicit, OneStep, Unrolled
 from declarative.errors import CapturedTensorError, IrregularPointError, SolverError, SolverWarning, StructureError
 from declarative.node import DeclarativeNode
 from declarative.solution import DerivativeReport, Solution, Status
@@ -27,12 +27,14 @@ __all__ = [
     "Explanation",
     "Implicit",
     "IrregularPointError",
+    "OneStep",
     "Report",
     "Solution",
     "SolverError",
     "SolverWarning",
     "Status",
     "StructureError",
+    "Unrolled",
     "certify",
     "detect_structure",
     "projections",

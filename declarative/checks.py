@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from declarative.differentiation.implicit import Implicit
 from declarative.finite_differences import Direction, differentiate, noise_and_step
 from declarative.node import DeclarativeNode, InDims, prepare
 from declarative.reference import dense_vjp
@@ -54,6 +55,11 @@ class Checks:
         other.problem = replace(self.problem, node=node)
         return other
 
+    @property
+    def policies(self) -> Implicit:
+        """What the node wants done where derivatives break."""
+        return self.node.differentiation if isinstance(self.node.differentiation, Implicit) else Implicit()
+
     # Calling the node as a function of its leaves.
 
     def _solve(self, leaves: Sequence[Tensor]) -> Solution:
@@ -78,12 +84,12 @@ class Checks:
         return torch.as_tensor(solution.weakly_active).reshape(self.problem.batch, -1).any(1)
 
     def _chooses_no_side(self) -> bool:
-        return self.node.differentiation.weakly_active not in ("inactive", "active")
+        return self.policies.weakly_active not in ("inactive", "active")
 
     def _counted(self, solution: Solution) -> Tensor:
         """(b, q) the inequalities that the derivative counts as equations."""
         active, weakly = (torch.as_tensor(mask).reshape(self.problem.batch, -1).bool() for mask in (solution.active, solution.weakly_active))
-        return active | weakly if self.node.differentiation.weakly_active == "active" else active
+        return active | weakly if self.policies.weakly_active == "active" else active
 
     def _cotangent(self) -> Tensor:
         """(b, m) random; zero in samples at a kink if neither side was chosen there."""
@@ -94,7 +100,7 @@ class Checks:
     def _tight(self) -> Checks:
         """The same checks on a float64 copy of the node that solves to rounding."""
         node = copy.deepcopy(self.node).double()
-        node.polish = max(node.polish, 10)
+        node.polish, node.differentiation = max(node.polish, 10), self.policies
         return Checks(node, tuple(x.double() for x in self.inputs), self.in_dims, self.directions, 0)
 
     # The checks. Each yields rows.
@@ -175,6 +181,8 @@ class Checks:
         v = self._cotangent()
         gradients = self._vjp(self.leaves, v)
         tangents = tuple(self._random(leaf) for leaf in self.leaves)
+        if not isinstance(self.node.differentiation, Implicit):  # the others have no forward mode, and say so
+            return []
         dy: Tensor = torch.func.jvp(lambda *leaves: self._flat(leaves), self.leaves, tangents)[1]
         dy = torch.where(v == 0, 0.0, dy)  # samples that are left out may have NaN
         forward = float((v.double() * dy.double()).sum())

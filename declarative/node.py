@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from declarative.differentiation.base import Differentiation
 from declarative.differentiation.explanation import Explanation, explain
 from declarative.differentiation.implicit import Implicit
 from declarative.problem import Layout, Problem, lift
-from declarative.solution import DerivativeReport, Point, Solution, Solved
+from declarative.solution import DerivativeReport, Point, Solution
 from declarative.solvers.base import Solver, read_layout
-from declarative.solvers.finish import solve_to_point
+from declarative.solvers.forward import Forward
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
 from declarative.solvers.user import UserSolve
@@ -48,7 +49,7 @@ class DeclarativeNode(nn.Module):
     Args:
         solver: how y is found, from `declarative.solvers`. None: the node's own `solve` if it has one, else `Newton()`,
             or `InteriorPoint()` where there are inequalities.
-        differentiation: how y is differentiated. None: `Implicit()`.
+        differentiation: how y is differentiated: `Implicit()` (None), `Unrolled(steps)` or `OneStep()`.
         polish: at most this many Newton steps on the optimality conditions after the solver, whichever it is. A solve
             accurate to 1e-3 then gives solutions and gradients at machine precision. Stops by itself when done.
 
@@ -68,12 +69,12 @@ class DeclarativeNode(nn.Module):
     Source: Gould, Hartley & Campbell, "Deep declarative networks", IEEE TPAMI 44(8), 2022.
     """
 
-    def __init__(self, *, solver: Solver | None = None, differentiation: Implicit | None = None, polish: int = 0) -> None:
+    def __init__(self, *, solver: Solver | None = None, differentiation: Differentiation | None = None, polish: int = 0) -> None:
         super().__init__()
         if solver is not None and not isinstance(solver, Solver):
             raise TypeError(f"solver must be an object from declarative.solvers, such as Newton(), got {solver!r}")
-        if differentiation is not None and not isinstance(differentiation, Implicit):
-            raise TypeError(f"differentiation must be an object such as Implicit(), got {differentiation!r}")
+        if differentiation is not None and not isinstance(differentiation, Differentiation):
+            raise TypeError(f"differentiation must be an object such as Implicit(), got {differentiation!r}; choose Implicit(), Unrolled(steps) or OneStep()")
         if not isinstance(polish, int) or polish < 0:
             raise ValueError(f"polish must be a number of steps, 0 or more, got {polish!r}")
         self.solver, self.differentiation, self.polish = solver, differentiation or Implicit(), polish
@@ -182,9 +183,9 @@ class DeclarativeNode(nn.Module):
         start, layout = read_init(problem, init, single)
         if layout is not None:
             problem = problem.with_layout(layout)
-        solve = partial(_solve, node=self, check_captured=torch.is_grad_enabled())
+        forward = Forward(partial(choose_solver, self), self.polish, torch.is_grad_enabled())
         with torch.autocast(problem.like.device.type, enabled=False):
-            point, layout, report = self.differentiation.apply(problem, solve, start)
+            point, layout, report = self.differentiation.apply(problem, forward, start)
         return _present(point, layout, report, single, dtype)
 
 
@@ -198,10 +199,6 @@ def choose_solver(node: DeclarativeNode, problem: Problem) -> Solver:
         return Newton()
     y, layout = Newton().start(problem, ())
     return InteriorPoint() if problem.with_layout(layout).evaluate(y)[2].shape[1] else Newton()
-
-
-def _solve(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], *, node: DeclarativeNode, check_captured: bool) -> Solved:
-    return solve_to_point(problem, init, wanted, choose_solver(node, problem), node.polish, check_captured)
 
 
 def input_names(node: DeclarativeNode) -> list[str] | None:

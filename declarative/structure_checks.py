@@ -152,7 +152,7 @@ def _hook_row(label: str, checks: Checks) -> Row:
 def _kkt_row(place: Place, checks: Checks) -> Row:
     """The structured solve against the dense one, on a random right-hand side."""
     problem, at = place.problem, place.at
-    options, m = checks.node.differentiation, at.gradient.shape[1]
+    options, m = checks.policies, at.gradient.shape[1]
     weights = None
     if place.solution.active is not None and place.solution.active.shape[1]:
         equality = torch.as_tensor(place.solution.equality_multipliers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -61,6 +62,64 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
+    """Raise for torch.func.vmap and forward mode around a loop that looks at its numbers."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    stack = functorch.get_interpreter_stack() or []
+    forward = {level.level() for level in stack if level.key() == functorch.TransformType.Jvp}
+    for tensor in tensors:
+        dual = forward_ad._current_level >= 0 and tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None
+        while is_wrapped(tensor):
+            if functorch.is_batchedtensor(tensor):
+                raise NotImplementedError(
+                    f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use the batch dimension that every node has "
+                    "(in_dims says which inputs have it), or differentiation=Implicit()"
+                )
+            dual = dual or functorch.maybe_get_level(tensor) in forward
+            tensor = functorch.get_unwrapped(tensor)
+        if dual:
+            raise NotImplementedError(f"{what} has no forward mode (jvp, jacfwd): use reverse mode (torch.func.jacrev), or differentiation=Implicit()")
+
+
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
     return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def is_recorded(*tensors: Tensor) -> bool:
+    """The same without forward mode."""
+    return transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def without_graph(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """function(*tensors), as numbers: run outside of every level of torch.func, its results constants of differentiation."""
+    if transforms_active():
+        return _Constants.apply(function, *tensors)
+    with torch.no_grad():
+        return function(*(t.detach() for t in tensors))
+
+
+class _Constants(torch.autograd.Function):
+    @staticmethod
+    def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return function(*(t.detach() for t in tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: ARG004
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[Any, ...],
+        function: Callable[..., tuple[Tensor, ...]],
+        *tensors: Tensor,
+    ) -> tuple[tuple[Tensor, ...], tuple[None, ...]]:
+        if any(dim is not None for dim in in_dims[1:]):
+            raise NotImplementedError("a loop that looks at its numbers cannot run under torch.func.vmap")
+        outputs = _Constants.apply(function, *tensors)
+        return outputs, (None,) * len(outputs)

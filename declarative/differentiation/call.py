@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from declarative.problem import Problem
-from declarative.solution import DerivativeReport, Solved
+from declarative.solution import DerivativeReport
 
 if TYPE_CHECKING:
+    from declarative.differentiation.base import Forward
     from declarative.differentiation.implicit import Implicit
-
-# (problem, warm start, positions of the tensors whose gradients will be asked for)
-Solve = Callable[[Problem, tuple[Tensor, ...], Sequence[int]], Solved]
 
 
 @dataclass
@@ -36,7 +33,7 @@ class Call:
 
     options: Implicit
     problem: Problem  # without tensors: those go through the Function
-    solve: Solve
+    solve: Forward
     init: int
     record: Record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from declarative.differentiation.implicit import Implicit
 from declarative.differentiation.linear_solvers import MINRES, ConjugateGradients, choose
 from declarative.structure.constraints import Constant, Sparse
 from declarative.structure.tags import Dense
@@ -53,6 +54,8 @@ class Explanation:
 def explain(node: Any, name: str, batch: int, m: int, k: int) -> Explanation:
     """The plan for `batch` samples of m numbers and k constraints."""
     options = node.differentiation
+    if not isinstance(options, Implicit):
+        raise TypeError(f"{name}: explain describes the backward pass of Implicit(); this node is differentiated by {options!r}, which solves no KKT system")
     title = f"{name}: the backward pass for {batch} samples, y of {m} numbers, {k} constraints"
     dense = (m + k, batch * 2 / 3 * (m + k) ** 3, float(batch * (m + k) ** 2))
     if node.vjp is not None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.differentiation.call import Call, Record, Solve
+from declarative.differentiation.base import Differentiation, Forward
+from declarative.differentiation.call import Call, Record
 from declarative.differentiation.linear_solvers import LinearSolver
 from declarative.differentiation.system import System
 from declarative.kkt.bordered import IRREGULAR_CHOICES
@@ -29,7 +30,7 @@ WEAKLY_ACTIVE_CHOICES = ("inactive", "active", "raise", "nan", "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Implicit:
+class Implicit(Differentiation):
     """Differentiate the optimality conditions (the default).
 
     What was applied can be read in `Solution.report` after the backward pass.
@@ -69,10 +70,9 @@ class Implicit:
             if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Implicit({name}=...) must be a number, 0 or more, got {getattr(self, name)!r}")
 
-    def apply(self, problem: Problem, solve: Solve, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
-        """Solve, with y and the multipliers differentiable in the problem's tensors. `init` is a warm start (y, ν, μ)."""
+    def apply(self, problem: Problem, forward: Forward, init: tuple[Tensor, ...]) -> tuple[Point, Layout, DerivativeReport]:
         record = Record(DerivativeReport(self.irregular, damping=self.damping, smoothing=self.smoothing))
-        call = Call(self, problem.with_tensors(()), solve, len(init), record)
+        call = Call(self, problem.with_tensors(()), forward, len(init), record)
         outputs = _Solve.apply(call, *problem.tensors, *init)
         return Point(*outputs), record.layout, record.report
 

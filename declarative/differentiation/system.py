@@ -163,13 +163,13 @@ class System:
         u, _ = self._solver(at, policy)(shown.expand(self._y.shape), torch.zeros_like(at.constraints))
         return 0 * u.sum(1, keepdim=True)
 
-    def _linearisation_kept(self) -> Linearisation | None:
+    def _linearisation_kept(self, wanted: list[int]) -> Linearisation | None:
         """The graph that the forward pass measured its residuals on: good for one backward pass that is not recorded."""
         kept, self._call.record.linearisation = self._call.record.linearisation, None
         if kept is None or self._failed is not None or torch.is_grad_enabled() or transforms_active():
             return None
-        if isinstance(self._problem.node.constraint_structure, Constant):
-            return kept  # the multipliers of constant gradients add nothing to H, B or C
+        if isinstance(self._problem.node.constraint_structure, Constant) and all(k < self._problem.inputs for k in wanted):
+            return kept  # the multipliers of gradients that only parameters change add nothing to H, nor to B or C of the inputs
         return kept.with_multipliers(self._equality, self._inequality)
 
     def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:
@@ -192,7 +192,7 @@ class System:
         if identity is not None:
             check_mixed(self._problem, identity)
         through = wanted if identity is None else [k for k in wanted if k != identity.input]
-        at = self._linearisation_kept() or linearise(self._problem, self._y, self._equality, self._inequality, through)
+        at = self._linearisation_kept(through) or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = torch.cat([v_equality, v_inequality], 1)
         u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
         gradients = dict(zip(through, (-g for g in at.pull_back(u, w, through)), strict=True)) if through else {}

@@ -21,7 +21,7 @@ from declarative.structure.constraints import Constant, ScaledIdentityInput, Spa
 from declarative.structure.elementary import DenseOperator
 from declarative.structure.sparse import SparseOperator
 from declarative.structure.tags import Tag
-from declarative.transforms import is_wrapped
+from declarative.transforms import is_recorded, is_wrapped
 
 _constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[DenseOperator | SparseOperator, Any]]] = weakref.WeakKeyDictionary()
 
@@ -127,9 +127,9 @@ def _repeated(operator: DenseOperator | SparseOperator, batch: int) -> Operator:
 
 
 def _constant_jacobian(problem: Problem, tag: Constant, k: int, m: int) -> DenseOperator | SparseOperator | None:
-    """A of one made-up instance, (1, k, m), kept for the node; None where its parameters are being transformed."""
+    """A of one made-up instance, (1, k, m), kept for the node; None where its parameters are being transformed or A's derivative is recorded."""
     lifted = problem.tensors[problem.inputs :]
-    if any(is_wrapped(t) or dim is not None for t, dim in zip(lifted, problem.in_dims[problem.inputs :], strict=True)):
+    if any(is_wrapped(t) or is_recorded(t) or dim is not None for t, dim in zip(lifted, problem.in_dims[problem.inputs :], strict=True)):
         return None
     like = problem.like
     shapes = tuple(tuple(t.shape[1:] if dim == 0 else t.shape) for t, dim in zip(problem.tensors[: problem.inputs], problem.in_dims, strict=False))

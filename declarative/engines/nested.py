@@ -27,7 +27,7 @@ _NUMBERS_A_CHUNK = 500_000
 def pays(problem: Problem, y: Variables, count: int) -> bool:
     """Whether `count` directions are enough."""
     own = [t.numel() for t, dim in zip(problem.tensors, problem.in_dims, strict=True) if dim == 0]
-    return count * max(y.numel(), *own) >= _WORTH
+    return count * max([y.numel(), *own]) >= _WORTH
 
 
 def nested_hessian(problem: Problem, y: Variables, equality: EqualityMultipliers | None, inequality: InequalityMultipliers | None) -> Hessians:

@@ -33,7 +33,7 @@ def _leads_to(root: Any, leaf: Tensor) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if getattr(node, "variable", None) is leaf:
+        if node is leaf.grad_fn or getattr(node, "variable", None) is leaf:
             return True
         # The second derivative of y² is 2 y⁰: formally a function of y.
         if node.name() == "PowBackward0" and node._saved_exponent == 0:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from declarative.problem import Layout, Problem
-from declarative.solution import Status
+from declarative.solution import Point, Status
 from declarative.typing import Counts, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, SampleMask, Variables
 
 ON_FAILURE_CHOICES = ("raise", "warn", "nan")
@@ -91,7 +91,8 @@ def read_flat(problem: Problem, method: str, y: Any) -> tuple[Variables, Layout]
     """What the node's method returned, checked and flattened."""
     layout = read_layout(problem, method, y)
     # A copy: the node may return its input, or an expanded tensor, and neither may become the output's memory.
-    return layout.pack(y if isinstance(y, tuple | list) else (y,)).detach().clone(memory_format=torch.contiguous_format), layout
+    flat = layout.pack(y if isinstance(y, tuple | list) else (y,)).clone(memory_format=torch.contiguous_format)
+    return flat if torch.is_grad_enabled() else flat.detach(), layout
 
 
 def read_layout(problem: Problem, method: str, y: object) -> Layout:
@@ -117,6 +118,7 @@ def read_layout(problem: Problem, method: str, y: object) -> Layout:
 
 
 State = dict[str, Tensor]
+Found = tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class IterativeSolver(Solver):
     """A solver made of steps on a state: what runs to convergence, and what `Unrolled` and `OneStep` differentiate.
 
     A state is tensors (b, …), among them "y" (b, m) and "residual" (b,), the solver's own measure of what is left, relative to its
-    tolerance's units; "q_hessian" and "q_jacobian" are H and A, where they are the same everywhere. Steps are made of differentiable operations, without branches on a single sample's numbers.
+    tolerance's units; "q_hessian" and "q_jacobian" are H and A, where they are the same everywhere. Steps are made of
+    differentiable operations, without branches on a single sample's numbers.
 
     Args:
         progress: called with a `Progress` after each iteration, for one `print`.
@@ -169,9 +172,18 @@ class IterativeSolver(Solver):
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
         """(new state, status (b,), done (b,)): the status counts where done."""
 
-    def result(self, state: State) -> tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]:
+    def result(self, state: State) -> Found:
         """(y, ν, μ) of a state; None for multipliers that the solver does not know."""
         return state["y"], state.get("equality"), state.get("inequality")
+
+    def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:  # noqa: ARG002
+        """Whose steps solve this problem: its own, unless it hands a kind of problem on to another solver."""
+        return self
+
+    def step_from(self, problem: Problem, point: Point) -> Found:
+        """(y, ν, μ) one step on from a solution: what `OneStep` differentiates."""
+        state = self.begin(problem, point.y, (point.y, point.equality, point.inequality))
+        return self.result(self.step(problem, state, 0)[0])
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
@@ -187,18 +199,14 @@ def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[St
     Returns:
         the final state, status (b,), iterations (b,)
     """
-    step, progress = solver.step, solver.progress
     alive = torch.arange(problem.batch, device=problem.like.device)
     status = torch.full_like(alive, int(Status.MAX_ITERATIONS))
     iterations = torch.zeros_like(alive)
     current, here = problem, state
     for count in range(solver.max_iterations):
-        here, status_here, done = step(current, here, count)
+        here, status_here, done = solver.step(current, here, count)
         iterations[alive] += 1
-        if progress is not None:
-            left = here["residual"][~done]
-            worst = float(left.max()) if left.numel() else 0.0
-            progress(Progress(type(solver).__name__, count + 1, left.numel(), problem.batch, worst))
+        report(solver, here, done, count, problem.batch)
         if bool(done.any()):
             if alive.shape[0] == problem.batch and bool(done.all()):
                 return here, status_here, iterations
@@ -210,6 +218,14 @@ def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[St
             alive, current = alive[keep], current.select(keep)
             here = {name: value[keep] for name, value in here.items()}
     return {name: _write(state[name], alive, value) for name, value in here.items()}, status, iterations
+
+
+def report(solver: IterativeSolver, state: State, done: SampleMask, count: int, total: int) -> None:
+    """Call the solver's `progress`, if it has one, after step number `count` (from 0)."""
+    if solver.progress is not None:
+        left = state["residual"].detach()[~done]
+        worst = float(left.max()) if left.numel() else 0.0
+        solver.progress(Progress(type(solver).__name__, count + 1, left.numel(), total, worst))
 
 
 def _write(full: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -49,22 +49,47 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     eps = torch.finfo(found.y.dtype).eps
     optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.constants)
-    if check_captured and isinstance(optimality.at, GraphLinearisation):
-        reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
-    if yields_duals(lambda: problem.evaluate(found.y)):
-        raise lost_gradient(problem.name, "a dual number of forward mode")
+    _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
     if steps:
         optimality, equality, inequality = polish(optimality, equality, inequality, steps)
+    point = _measured(optimality, equality, inequality, found, solver)
+    believed = None if isinstance(solver, IterativeSolver) else found.status
+    point = replace(point, status=_explain_violations(problem, point.y, p, point.status, point.violation, believed))
+    return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
+
+
+def judge_point(problem: Problem, found: Iterate, solver: Solver, check_captured: bool) -> Point:
+    """The point where somebody stopped, as it is: neither polished, nor refused for having stopped too early."""
+    if problem.batch == 0:
+        return _empty(problem, (found.y,), solver).point
+    p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
+    eps = torch.finfo(found.y.dtype).eps
+    optimality = Optimality(problem, found.y, p, (), solver.accepted(eps) ** 0.5)
+    _reject_hidden(problem, found.y, optimality, check_captured)
+    equality, inequality = recover(optimality, eps ** (1 / 3), found.equality, found.inequality)
+    point = _measured(optimality, equality, inequality, found, solver)
+    early = (point.status == Status.MAX_ITERATIONS) | (point.status == Status.NOT_STATIONARY)
+    early = early | (found.status == Status.CONVERGED) & (point.status == Status.INFEASIBLE)
+    return _apply_policy(problem, point, solver, early)
+
+
+def _measured(optimality: Optimality, equality: Tensor, inequality: Tensor, found: Iterate, solver: Solver) -> Point:
+    """The point with its active set, its residuals and the status that these give it."""
     y = optimality.y
     active, weakly_active = optimality.active_set(equality, inequality)
     stationarity, violation = optimality.residuals(equality, inequality)
-    inequality = torch.where(active, inequality, 0.0)
     status = _judge(found, y, stationarity, violation, solver)
-    status = _explain_violations(problem, y, p, status, violation, found.status if not isinstance(solver, IterativeSolver) else None)
-    point = Point(y, equality, inequality, active, weakly_active, status, found.iterations, stationarity, violation)
-    return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
+    return Point(y, equality, torch.where(active, inequality, 0.0), active, weakly_active, status, found.iterations, stationarity, violation)
+
+
+def _reject_hidden(problem: Problem, y: Tensor, optimality: Optimality, check_captured: bool) -> None:
+    """Raise for tensors whose gradients would be lost."""
+    if check_captured and isinstance(optimality.at, GraphLinearisation):
+        reject_captured(problem.node, optimality.at.roots, optimality.at.leaves)
+    if yields_duals(lambda: problem.evaluate(y)):
+        raise lost_gradient(problem.name, "a dual number of forward mode")
 
 
 def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, solver: Solver) -> Tensor:
@@ -100,8 +125,10 @@ def _explain_violations(problem: Problem, y: Tensor, p: int, status: Tensor, vio
     return status.index_copy(0, suspects, torch.where(proved, int(Status.INFEASIBLE), excused))
 
 
-def _apply_policy(problem: Problem, point: Point, solver: Solver) -> Point:
+def _apply_policy(problem: Problem, point: Point, solver: Solver, excused: Tensor | None = None) -> Point:
     failed = point.status != Status.CONVERGED
+    if excused is not None:
+        failed = failed & ~excused
     if not bool(failed.any()):
         return point
     if solver.on_failure == "nan":

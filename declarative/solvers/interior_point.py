@@ -11,13 +11,14 @@ from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
-from declarative.solution import Status
+from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
-from declarative.solvers.base import Iterate, IterativeSolver, State, decide, start_from
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, start_from
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality
-from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Variables
+from declarative.solvers.polish import step_on_active_set
+from declarative.typing import Counts, SampleMask, Variables
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class InteriorPoint(IterativeSolver):
             return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
         return super().solve(problem, init)
 
+    def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
+        if problem.evaluate(y)[2].shape[1]:
+            return self
+        return Newton(max_iterations=self.max_iterations, progress=self.progress)
+
+    def step_from(self, problem: Problem, point: Point) -> Found:
+        return step_on_active_set(problem, point)  # the steps that end its solve; those of the barrier stop short of the solution
+
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         at = linearise(problem, y)
         zero = y.new_zeros(y.shape[0])
@@ -50,7 +59,7 @@ class InteriorPoint(IterativeSolver):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
             state |= {f"q_{name}": value for name, value in vars(known).items()}
             if p:
-                state["basis"], state["inverse"] = row_space(known.jacobian[:, :p])
+                state["basis"], state["inverse"] = row_space(known.jacobian[:, :p].detach())
         h, g = at.constraints[:, :p], at.constraints[:, p:]
         return _warm_start(problem, state, init, g) if init else _cold_start(problem, state, h, g)
 
@@ -110,9 +119,6 @@ class InteriorPoint(IterativeSolver):
         )
         return {**state, **new}, status, done
 
-    def result(self, state: State) -> tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]:
-        return state["y"], state["equality"], state["inequality"]
-
 
 def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
     """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra).
@@ -133,7 +139,13 @@ def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
 
 def _warm_start(problem: Problem, state: State, init: tuple[Tensor, ...], g: Tensor) -> State:
     """Near the given solution on both sides, but inside: as far as the point is from solving this problem."""
-    y, nu, mu = init
+    with torch.no_grad():
+        nu, mu, push, margin = _warmth(problem, *init)
+    return {**state, "equality": nu, "inequality": torch.maximum(mu, push), "slack": torch.maximum(-g, margin)}
+
+
+def _warmth(problem: Problem, y: Tensor, nu: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ν, μ, least push, least slack) of a warm start; multipliers that are all zero are recovered."""
     eps = torch.finfo(y.dtype).eps
     optimality = Optimality(problem, y, nu.shape[1])
     unknown = ((nu == 0).all(1) & (mu == 0).all(1)).unsqueeze(1)
@@ -143,13 +155,12 @@ def _warm_start(problem: Problem, state: State, init: tuple[Tensor, ...], g: Ten
     stationarity, violation = optimality.residuals(nu, mu)
     off = torch.maximum(stationarity, violation).nan_to_num(1.0).clamp(eps**0.5, 1.0).unsqueeze(1)
     scales = optimality.scales(nu, mu)
-    rows = scales.rows[:, nu.shape[1] :]
     # A push of relative size `off` in each row's strongest coordinate.
     push = off / optimality.relative_push(scales, torch.ones_like(mu)).clamp_min(eps)
-    return {**state, "equality": nu, "inequality": torch.maximum(mu, push), "slack": torch.maximum(-g, off * rows)}
+    return nu, mu, push, off * scales.rows[:, nu.shape[1] :]
 
 
 def _to_boundary(value: Tensor, change: Tensor) -> Tensor:
     """The largest t ≤ 1e10 with value + t·change ≥ 0, per sample."""
-    ratio = torch.where(change < 0, -value / change, torch.inf)
+    ratio = torch.where(change < 0, -value / torch.where(change < 0, change, -1.0), torch.inf)
     return ratio.amin(1).clamp_max(1e10)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from declarative.engines.autodiff import linearise
 from declarative.engines.quadratic import times
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
+from declarative.problem import Problem
+from declarative.solution import Point
 from declarative.solvers.optimality import Optimality
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Values
 
@@ -33,6 +36,16 @@ def polish(
             break
         best = candidate if bool(better.all()) else best.where(better, candidate)
     return best.optimality, best.equality, best.inequality
+
+
+def step_on_active_set(problem: Problem, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, ν, μ) one such step from a solution on, differentiable."""
+    p, active = point.equality.shape[1], point.active.to(point.y.dtype)
+    at = linearise(problem, point.y, point.equality, point.inequality)
+    rows = torch.cat([torch.ones_like(point.equality), active], 1)
+    policy = IrregularPolicy("raise", point.y.shape[1], point.y.shape[0], problem.name)
+    dy, change = solve_bordered(policy, at.hessian(), at.jacobian(), rows, -at.gradient, -at.constraints * rows)
+    return point.y + dy, point.equality + change[:, :p], point.inequality + change[:, p:]
 
 
 class _Candidate:

@@ -119,11 +119,11 @@ class SciPy(Solver):
             solve = partial(_minimise, problem, y, p, q, method, tolerance, options)
         points, status, iterations, multipliers = zip(*self._each(solve, problem.batch), strict=True)
         found = torch.as_tensor(np.stack(points)).to(y)
-        counts = (torch.tensor([int(n) for n in values], device=y.device) for values in (status, iterations))
+        how, steps = (torch.tensor([int(n) for n in values], device=y.device) for values in (status, iterations))
         if multipliers[0] is None:
-            return Iterate(found, None if p else equality, None if q else inequality, *counts), layout
+            return Iterate(found, None if p else equality, None if q else inequality, how, steps), layout
         known = torch.as_tensor(np.stack(multipliers)).to(y)
-        return Iterate(found, known[:, :p], known[:, p:], *counts), layout
+        return Iterate(found, known[:, :p], known[:, p:], how, steps), layout
 
     def _each(self, solve: Callable[[int], Outcome], count: int) -> list[Outcome]:
         def without_grad(i: int) -> Outcome:  # grad mode belongs to a thread

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from declarative.kkt.null_space import row_space
+from declarative.solvers.step_rule import StepOperator, convexified
+from declarative.transforms import is_recorded
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Variables
 
 
@@ -26,6 +28,8 @@ class ReducedModel:
                 gradient.
             space: what `row_space` says of A, where that is known already.
         """
+        given, recorded = (hessian, jacobian, gradient, radius), is_recorded(hessian, jacobian, gradient)
+        hessian, jacobian, gradient, radius = (t.detach() for t in given)
         self._hessian, self._jacobian = hessian, jacobian
         self._constrained = jacobian.shape[1] > 0
         reduced = hessian
@@ -46,6 +50,20 @@ class ReducedModel:
         if not bool(self.convex.all()):
             pull = self._project(gradient) if self._constrained else gradient
             self._convexify(reduced, torch.linalg.vector_norm(pull, dim=1) / radius)
+        self._rule = self._recorded(*given) if recorded else None
+
+    def _recorded(self, hessian: Hessians, jacobian: Jacobians, gradient: Variables, radius: Values) -> StepOperator:
+        """The same step, differentiable."""
+        floor = None
+        if not bool(self.convex.all()):
+            pull = gradient - _apply(torch.linalg.pinv(jacobian) @ jacobian, gradient) if self._constrained else gradient
+            floor = torch.linalg.vector_norm(pull, dim=1) / radius
+        space = (self._basis, self._pinv) if self._constrained else None
+
+        def factorise(hessian: Hessians, jacobian: Jacobians) -> ReducedModel:
+            return ReducedModel(hessian, jacobian, torch.zeros_like(gradient), torch.ones_like(radius), space)
+
+        return StepOperator(convexified(hessian, jacobian, self.convex, floor), jacobian, factorise)
 
     def _convexify(self, reduced: Tensor, least: Tensor) -> None:
         """Replace eigenvalues by their absolute values, `least` at least, in the samples that need it.
@@ -72,6 +90,8 @@ class ReducedModel:
 
     def solve(self, gradient: Variables, change: Rows) -> tuple[Variables, Rows]:
         """The step d for `gradient` g and A d = `change`, and the multipliers ν of  H d + g + Aᵀν = 0."""
+        if self._rule is not None:
+            return self._rule.step(gradient, change)
         if not self._constrained:
             return -self._inverse(gradient), change
         particular = _apply(self._pinv, change)

@@ -11,6 +11,7 @@ from declarative.kkt.schur import SchurKKT
 from declarative.problem import Problem
 from declarative.solvers.step import ReducedModel
 from declarative.structure.base import Operator
+from declarative.transforms import without_graph
 from declarative.typing import Rows, SampleMask, Values, Variables
 
 
@@ -38,7 +39,7 @@ def model_at(problem: Problem, at: Linearisation, y: Variables, equality: Rows, 
         solution = read_solution(problem, y, equality, equality.new_zeros(equality.shape[0], 0), torch.zeros(equality.shape[0], 0, dtype=torch.bool))
         hessian = hessian_operator(problem, at, solution)
         # Where H is not positive definite the reduced model knows what to do: it is, perhaps, on the null space of A.
-        if bool(hessian.is_positive_definite().all()):
+        if bool(without_graph(lambda *numbers: (hessian.with_tensors(numbers).is_positive_definite(),), *hessian.tensors)[0].all()):
             return StructuredModel(problem, hessian, jacobian_operator(problem, at, solution))
         return ReducedModel(hessian.to_dense(), at.jacobian(), at.gradient, radius)
     return ReducedModel(at.hessian(), at.jacobian(), at.gradient, radius)

@@ -64,4 +64,4 @@ class UserSolve(Solver):
             raise TypeError(f"{problem.name}.solve returned {name} of type {type(value).__name__}; expected a tensor {tuple(like.shape)}")
         if value.shape != like.shape:
             raise ValueError(f"{problem.name}.solve returned {name} of shape {tuple(value.shape)}; expected {tuple(like.shape)}")
-        return value.detach().to(like.dtype)
+        return (value if torch.is_grad_enabled() else value.detach()).to(like.dtype)
