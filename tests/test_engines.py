@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from declarative import DeclarativeNode
+from declarative.engines import nested
 from declarative.engines.autodiff import FunctionalLinearisation, GraphLinearisation
 from declarative.node import prepare
 from declarative.problem import Layout
@@ -149,3 +150,41 @@ def test_blocks_are_differentiable():
         return at.hessian(), at.jacobian(), *at.pull_back(NU.sum() * y, weights((B, 3), 8), [0])
 
     assert torch.autograd.gradcheck(of, (X.clone().requires_grad_(), Y.clone().requires_grad_()))
+
+
+class Matrices(DeclarativeNode):
+    """Each sample has matrices of its own, the node one that all share; H and A depend on y and λ."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = torch.nn.Parameter(weights((6, 6), 8))
+
+    def objective(self, Q, t, y):
+        return torch.nn.functional.softplus(-t * (Q @ y)).sum() + 0.5 * y @ self.shared @ y
+
+    def equality_constraints(self, Q, t, y):
+        return (y @ (self.shared @ y) - 1).reshape(1)
+
+    def inequality_constraints(self, Q, t, y):
+        return (Q @ y).square() - 2
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**9])
+def test_directions_inside_instances(chunk, monkeypatch):
+    """H and A formed the two ways: a batch of matrices makes the difference in time, not in numbers."""
+    monkeypatch.setattr(nested, "_NUMBERS_A_CHUNK", chunk)
+    inputs = weights((5, 7, 6), 11), weights((5, 7), 12)
+    problem = prepare(Matrices(), inputs, 0)[0].with_layout(Layout(((6,),), False))
+    y, nu, mu = weights((5, 6), 13), weights((5, 1), 14), weights((5, 7), 15)
+    found = {}
+    for worth in (0, 10**12):
+        monkeypatch.setattr(nested, "_WORTH", worth)
+        with torch.no_grad():
+            for multipliers in ((nu, mu), (None, None)):
+                at = GraphLinearisation(problem, y, *multipliers, ())
+                found[worth, multipliers[0] is None] = at.hessian(), at.jacobian()
+    for plain in (False, True):
+        for inside, outside in zip(found[0, plain], found[10**12, plain], strict=True):
+            close(inside, outside, 1e-13)
+            assert not inside.requires_grad
+    assert not torch.equal(found[0, True][0], found[0, False][0])

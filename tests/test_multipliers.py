@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from declarative import DeclarativeNode, Solution, SolverError
 from declarative.solvers import InteriorPoint, SciPy, UserSolve
 from tests.conformance.cases import close, gradients, weights
-from tests.test_solvers import QP, kkt_residual, quadratic_programs
+from tests.solvers.statements import QP, kkt_residual, quadratic_programs
 
 F64 = torch.float64
 

@@ -1,8 +1,8 @@
-"""Quadratic objectives with linear constraints, recognised for certain, and then evaluated by their constants.
+"""Quadratic objectives with linear constraints, recognised by their graphs, and then evaluated by their constants.
 
-The derivative of H and A is a graph of autograd like any other: where it does not lead back to y, H and A are the same
-everywhere, whatever the numbers are. Nothing is probed and nothing guessed; a statement that hides its being quadratic is
-merely evaluated anew.
+The derivative of H and A is a graph of autograd like any other: where it does not lead back to y, H and A are the same on the
+whole piece of the statement that y lies on, whatever the numbers are. Nothing is probed or guessed; a statement that hides its being
+quadratic is merely evaluated anew, and one that has several pieces (torch.where, a mask) shows it at the solution.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation
 from declarative.engines.base import Linearisation
-from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, Values, Variables
+from declarative.problem import Problem
+from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
 
 
 def is_quadratic(at: Linearisation) -> bool:
-    """Whether H and A depend neither on y nor on the multipliers, in every sample."""
+    """Whether the graphs of H and A lead neither to y nor to the multipliers.
+
+    Choices by comparison or detached numbers leave no trace there: `Quadratic.agrees` tells whether any was met.
+    """
     if not isinstance(at, GraphLinearisation):
         return False
-    gradient, rows = at.derivatives()
-    return not any(_leads_to(d.grad_fn, at.leaves[0]) for d in (gradient, rows) if d is not None)
+    return not any(_leads_to(d.grad_fn, at.leaves[0]) for d in at.derivatives() if d is not None)
 
 
 def _leads_to(root: Any, leaf: Tensor) -> bool:
@@ -59,6 +62,15 @@ class Quadratic:
         value = self.objective + ((self.slope + 0.5 * times(self.hessian, step)) * step).sum(1)
         rows = self.constraints + times(self.jacobian, step)
         return value, rows[:, :p], rows[:, p:]
+
+    def agrees(self, problem: Problem, y: Variables, p: int) -> SampleMask:
+        """(b,) whether the statement has these values at y, to rounding."""
+        root = torch.finfo(y.dtype).eps ** 0.5
+        step = (y - self.origin).abs().unsqueeze(-1)
+        reach_f = self.objective.abs() + ((self.slope.abs() + (self.hessian.abs() @ step).squeeze(-1)) * step.squeeze(-1)).sum(1)
+        reach_a = self.constraints.abs() + (self.jacobian.abs() @ step).squeeze(-1)
+        value, h, g = (mine - theirs for mine, theirs in zip(self.evaluate(y, p), problem.evaluate(y), strict=True))
+        return (value.abs() <= root * reach_f) & (torch.cat([h, g], 1).abs() <= root * reach_a).all(1)
 
     def gradient(self, y: Variables) -> Variables:
         """∇f at y."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.engines.quadratic import Quadratic, times
+from declarative.engines.quadratic import times
 from declarative.problem import Problem
-from declarative.solvers.base import State
+from declarative.solvers.base import State, quadratic_of
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
 from declarative.solvers.step import ReducedModel
@@ -124,13 +124,6 @@ class Barrier:
         """The iterate has run off while nearly feasible."""
         y = self._state["y"]
         return (y.abs().amax(1) > torch.finfo(y.dtype).eps ** -0.75) & (self.infeasible_by <= 1e-3)
-
-
-def quadratic_of(state: State) -> Quadratic | None:
-    """The constants of a quadratic program that `begin` found, if it is one."""
-    if "q_hessian" not in state:
-        return None
-    return Quadratic(*(state[f"q_{name}"] for name in Quadratic.__dataclass_fields__))
 
 
 def _transposed(jacobian: Tensor, rows: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from declarative.engines.quadratic import Quadratic
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
-from declarative.typing import Counts, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, SampleMask, Variables
+from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Variables
 
 ON_FAILURE_CHOICES = ("raise", "warn", "nan")
 
@@ -31,7 +32,7 @@ class Iterate:
     status: Counts
     iterations: Counts
     workspace: Any = None  # what a node's own solve left for its solve_kkt
-    constants: tuple[Hessians, Jacobians] | None = None  # H and A, where they are the same everywhere
+    quadratic: Quadratic | None = None  # the statement's constants, where it has been found to be quadratic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,20 @@ def read_layout(problem: Problem, method: str, y: object) -> Layout:
 
 
 State = dict[str, Tensor]
+
+
+def with_quadratic(state: State, quadratic: Quadratic) -> State:
+    """The state of a solver that has found the statement to be quadratic: its constants go along with each sample."""
+    return state | {f"quadratic_{name}": value for name, value in vars(quadratic).items()}
+
+
+def quadratic_of(state: State) -> Quadratic | None:
+    """What `with_quadratic` put there."""
+    if "quadratic_hessian" not in state:
+        return None
+    return Quadratic(*(state[f"quadratic_{name}"] for name in Quadratic.__dataclass_fields__))
+
+
 Found = tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]
 
 
@@ -146,8 +161,7 @@ class IterativeSolver(Solver):
     """A solver made of steps on a state: what runs to convergence, and what `Unrolled` and `OneStep` differentiate.
 
     A state is tensors (b, …), among them "y" (b, m) and "residual" (b,), the solver's own measure of what is left, relative to its
-    tolerance's units; "q_hessian" and "q_jacobian" are H and A, where they are the same everywhere. Steps are made of
-    differentiable operations, without branches on a single sample's numbers.
+    tolerance's units. Steps are made of differentiable operations, without branches on a single sample's numbers.
 
     Args:
         progress: called with a `Progress` after each iteration, for one `print`.
@@ -189,8 +203,7 @@ class IterativeSolver(Solver):
         y, layout = start_from(problem, init)
         problem = problem.with_layout(layout)
         state, status, iterations = iterate(problem, self.begin(problem, y, init), self)
-        constants = (state["q_hessian"], state["q_jacobian"]) if "q_hessian" in state else None
-        return Iterate(*self.result(state), status, iterations, constants=constants), layout
+        return Iterate(*self.result(state), status, iterations, quadratic=quadratic_of(state)), layout
 
 
 def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[State, Counts, Counts]:

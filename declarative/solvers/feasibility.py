@@ -22,39 +22,41 @@ def is_infeasible(problem: Problem, y: Variables, p: int) -> SampleMask:
     eps = torch.finfo(y.dtype).eps
     size = coordinate_sizes(y)
     damping = torch.full_like(y[:, 0], 1e-3)
-    residual, jacobian = _violation(problem, y, size, p)
+    probe = size * (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
+    scale = torch.maximum(*(_changes(problem, at, size) for at in (y, y + probe))).clamp_min(torch.finfo(y.dtype).tiny)
+    residual, jacobian = _violation(problem, y, size, scale, p)
     for _ in range(_STEPS):
         value, slope = 0.5 * residual.square().sum(1), times(jacobian.mT, residual)
-        flat = _is_flat(residual, jacobian, slope)
+        flat = _is_flat(residual, slope)
         if bool((flat | (residual.abs().amax(1) <= eps**0.5)).all()):
             break
-        gram = jacobian @ jacobian.mT + torch.diag_embed((damping * value.clamp(eps, 1.0)).unsqueeze(1).expand_as(residual) + eps)
+        gram = jacobian @ jacobian.mT + torch.diag_embed((damping * value.clamp_min(eps)).unsqueeze(1).expand_as(residual) + eps)
         factor, _ = torch.linalg.cholesky_ex(gram)
         step = -times(jacobian.mT, torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1))
         tried = y + size * step.nan_to_num(0.0)
-        new_residual, new_jacobian = _violation(problem, tried, size, p)
+        new_residual, new_jacobian = _violation(problem, tried, size, scale, p)
         better = (0.5 * new_residual.square().sum(1) < value) & torch.isfinite(new_jacobian).flatten(1).all(1)
         damping = torch.where(better, 0.2 * damping, 10 * damping).clamp(eps, 1e12)
         column = better.unsqueeze(1)
         y, residual = torch.where(column, tried, y), torch.where(column, new_residual, residual)
         jacobian = torch.where(column.unsqueeze(2), new_jacobian, jacobian)
-    return _is_flat(residual, jacobian, times(jacobian.mT, residual)) & (residual.abs().amax(1) > eps**0.5)
+    return _is_flat(residual, times(jacobian.mT, residual)) & (residual.abs().amax(1) > eps**0.5)
 
 
-def _violation(problem: Problem, y: Variables, size: Variables, p: int) -> tuple[Rows, Tensor]:
-    """What is violated and its Jacobian, in units of y's own size and of what a move of that size changes in each row."""
+def _changes(problem: Problem, y: Variables, size: Variables) -> Rows:
+    """How much each constraint changes when y moves by its own size."""
+    return torch.linalg.vector_norm(linearise(problem, y).jacobian() * size.unsqueeze(1), dim=2).nan_to_num(0.0)
+
+
+def _violation(problem: Problem, y: Variables, size: Variables, scale: Rows, p: int) -> tuple[Rows, Tensor]:
+    """What is violated and its Jacobian, each row in its own unit and y in units of its size."""
     at = linearise(problem, y)
-    values, jacobian = at.constraints, at.jacobian() * size.unsqueeze(1)
-    scale = torch.linalg.vector_norm(jacobian, dim=2).clamp_min(torch.finfo(y.dtype).tiny)
-    violated = torch.ones_like(values, dtype=torch.bool)
-    violated[:, p:] = values[:, p:] > 0
+    violated = torch.ones_like(at.constraints, dtype=torch.bool)
+    violated[:, p:] = at.constraints[:, p:] > 0
     weight = torch.where(violated, 1 / scale, 0.0)
-    return (weight * values).detach(), weight.unsqueeze(2) * jacobian
+    return weight * at.constraints, weight.unsqueeze(2) * (at.jacobian() * size.unsqueeze(1))
 
 
-def _is_flat(residual: Rows, jacobian: Tensor, slope: Variables) -> SampleMask:
+def _is_flat(residual: Rows, slope: Variables) -> SampleMask:
     """Whether the violation has a stationary point here, with room for a minimum that is approached slowly."""
-    terms = (jacobian.abs() * residual.abs().unsqueeze(2)).amax((1, 2))
-    # A constraint whose gradient vanishes is infinitely far from holding.
-    unreachable = residual.abs().amax(1) > torch.finfo(residual.dtype).eps ** -0.5
-    return (slope.abs().amax(1) <= 1e-5 * terms) | unreachable
+    return slope.abs().amax(1) <= 1e-5 * residual.abs().amax(1)  # rows of the Jacobian are of size 1

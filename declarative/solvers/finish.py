@@ -48,7 +48,7 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     problem = problem.with_layout(layout)
     p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     eps = torch.finfo(found.y.dtype).eps
-    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.constants)
+    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.quadratic)
     _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)

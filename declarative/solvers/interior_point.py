@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
-from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, start_from
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, quadratic_of, start_from, with_quadratic
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality
@@ -36,11 +37,17 @@ class InteriorPoint(IterativeSolver):
             Default eps^⅔: 3.7e-11 in float64, 2.4e-5 in float32.
     """
 
+    _recognises: ClassVar[bool] = True
+
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
         if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
             return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
-        return super().solve(problem, init)
+        found, layout = super().solve(problem, init)
+        problem = problem.with_layout(layout)
+        if found.quadratic is None or found.equality is None or bool(found.quadratic.agrees(problem, found.y, found.equality.shape[1]).all()):
+            return found, layout
+        return _Stepwise(**vars(self)).solve(problem, init)
 
     def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
         if problem.evaluate(y)[2].shape[1]:
@@ -55,9 +62,9 @@ class InteriorPoint(IterativeSolver):
         zero = y.new_zeros(y.shape[0])
         p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
-        if is_quadratic(at):
+        if self._recognises and is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
-            state |= {f"q_{name}": value for name, value in vars(known).items()}
+            state = with_quadratic(state, known)
             if p:
                 state["basis"], state["inverse"] = row_space(known.jacobian[:, :p].detach())
         h, g = at.constraints[:, :p], at.constraints[:, p:]
@@ -120,6 +127,13 @@ class InteriorPoint(IterativeSolver):
         return {**state, **new}, status, done
 
 
+@dataclass(frozen=True)
+class _Stepwise(InteriorPoint):
+    """The same, for statements of several quadratic pieces."""
+
+    _recognises: ClassVar[bool] = False
+
+
 def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
     """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra).
 
@@ -131,7 +145,7 @@ def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
     zero = torch.zeros_like(g)
     step = Barrier(problem, state).direction(zero, zero)
     slack, mu = ((state[name] + step[name]).abs().clamp_min(1.0) for name in ("slack", "inequality"))
-    if "q_hessian" not in state:
+    if quadratic_of(state) is None:
         slack = torch.where(g < 0, torch.maximum(-g, 1e-2 * slack.clamp_max(1.0)), slack)
     good = (torch.isfinite(slack) & torch.isfinite(mu)).all(1, keepdim=True)
     return {**state, "slack": torch.where(good, slack, state["slack"]), "inequality": torch.where(good, mu, state["inequality"])}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
+from declarative.engines.quadratic import Quadratic
 from declarative.problem import Problem
-from declarative.typing import EqualityMultipliers, Hessians, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
+from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
 
 
 def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
@@ -67,13 +68,13 @@ class Optimality:
         p: int,
         wanted: Sequence[int] = (),
         floor: float | None = None,
-        constants: tuple[Hessians, Jacobians] | None = None,
+        quadratic: Quadratic | None = None,
     ) -> None:
         self.problem, self.y, self.p = problem, y, p
-        self._options = wanted, floor, constants
+        self._options = wanted, floor, quadratic
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
-        if constants is not None and isinstance(self.at, GraphLinearisation):
-            self.at.knows(*constants)
+        if quadratic is not None and isinstance(self.at, GraphLinearisation):
+            self.at.knows(quadratic.hessian, quadratic.jacobian)
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._magnitudes = self.jacobian.abs()

@@ -74,7 +74,7 @@ def test_units_of_y(units):
     x = units * torch.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=F64)
     node, expected = Ball(polish=2), torch.tensor([[0.6, 0.8], [0.3, 0.4]], dtype=F64)
     if units == 1e-10:
-        with pytest.raises(SolverError, match=r"1 of 2 samples \(0\)"):
+        with pytest.raises(SolverError, match="the point is not a minimiser"):
             node(x)
     else:
         close(node(x) / units, expected, 1e-8)
