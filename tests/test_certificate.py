@@ -107,13 +107,13 @@ def test_residuals_anywhere(seed, curvature):
     probe = np.cos(2.399963 * np.arange(3))
     terms = np.maximum(np.abs(slope), np.abs(curvature * size * probe))
 
-    def balancing(row):  # the multiplier of a row that would balance the coordinate which moves it most
+    def balancing(row):  # the multiplier of a row that would balance the objective, as far as it points where the row moves
         moves = np.abs(row) * size
-        return (terms * size * moves).max() / moves.sum() ** 2
+        return (terms * size * moves).sum() / moves.sum() ** 2
 
     rows, tiny = [w, *np.eye(3)], np.finfo(float).eps ** 0.25
     pulls = [np.abs(row) * (abs(lam) + tiny * balancing(row)) for row, lam in zip(rows, [nu, *mu], strict=True)]
-    scale = np.maximum(terms, np.max(pulls, 0))
+    scale = np.maximum(terms, np.sum(pulls, 0))
     close(float(c.stationarity), max((np.abs(slope + nu * w + mu) / scale).max(), (-mu / scale).max()), 1e-12)
     close(float(c.equality_violation), abs(w @ y - 1) / (np.abs(w) @ size), 1e-12)
     close(float(c.inequality_violation), max(0.0, ((y - 1) / size).max()), 1e-12)

@@ -15,8 +15,11 @@ from torch import Tensor
 from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.symmetric import symmetric_solve
 from declarative.solution import DerivativeReport
+from declarative.transforms import is_wrapped
 from declarative.typing import Hessians, Jacobians, Rows, Variables
 
+# From so many constraints on, inactive rows are left out rather than masked.
+_MANY_ROWS = 12
 IRREGULAR_CHOICES = ("raise", "nan", "zero", "min_norm")
 
 
@@ -128,7 +131,21 @@ def solve_bordered(
     """(u, w) of the weighted bordered system; w is zero where the weight is, whatever the right-hand side."""
     if jacobian.shape[1] == 0:
         return symmetric_solve(policy, policy.damp(hessian), rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
+    if weights is not None and jacobian.shape[1] >= _MANY_ROWS and not is_wrapped(weights):
+        kept = int((weights != 0).sum(1).max()) if weights.shape[0] else 0
+        if kept < jacobian.shape[1]:
+            return _solve_kept(policy, hessian, jacobian, weights, rhs_y, rhs_rows, kept)
     rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1).unsqueeze(-1)
     solution = symmetric_solve(policy, policy.damp(assemble(hessian, jacobian, weights)), rhs).squeeze(-1)
     u, w = solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
     return u, w if weights is None else w * weights
+
+
+def _solve_kept(
+    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows, rhs_y: Variables, rhs_rows: Rows, kept: int
+) -> tuple[Variables, Rows]:
+    """The same with no more rows than any one sample has active: each sample's own come first."""
+    order = torch.argsort((weights != 0).to(torch.int8), dim=1, descending=True, stable=True)[:, :kept]
+    rows = jacobian.gather(1, order.unsqueeze(-1).expand(-1, -1, jacobian.shape[2]))
+    u, w = solve_bordered(policy, hessian, rows, weights.gather(1, order), rhs_y, rhs_rows.gather(1, order))
+    return u, torch.zeros_like(rhs_rows).scatter(1, order, w)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -42,16 +44,25 @@ class Barrier:
         self._measure(y, hessian)
         self.finite: SampleMask = torch.isfinite(self.objective) & torch.isfinite(self._gradient).all(1) & torch.isfinite(rows).all(1)
         self._weights = mu / s
-        condensed = hessian + (self._a_g.mT * self._weights.unsqueeze(1)) @ self._a_g
-        space = (state["basis"], state["inverse"]) if "basis" in state else None
+
+    @cached_property
+    def model(self) -> ReducedModel:
+        """H + A_gᵀ diag(μ/s) A_g on the null space of the equalities, factorised when it is first asked for."""
+        condensed = torch.baddbmm(self._hessian, self._a_g.mT * self._weights.unsqueeze(1), self._a_g)
+        space = (self._state["basis"], self._state["inverse"]) if "basis" in self._state else None
         pull = self._gradient + _transposed(self._a_g, self._weights * self.violation)
-        self.model = ReducedModel(condensed, self.jacobian[:, : self._p], pull, state["radius"], space)
+        return ReducedModel(condensed, self.jacobian[:, : self._p], pull, self._state["radius"], space)
 
     def _measure(self, y: Tensor, hessian: Tensor) -> None:
         """What is left, relative to the size of the terms."""
-        size, magnitudes, tiny = coordinate_sizes(y), self.jacobian.abs(), torch.finfo(y.dtype).tiny
-        steepest = torch.maximum(self._f_gradient.abs(), times(hessian.abs(), size))
+        size, tiny = coordinate_sizes(y), torch.finfo(y.dtype).tiny
+        if self.quadratic is None:
+            magnitudes, curvatures = self.jacobian.abs(), hessian.abs()
+        else:
+            magnitudes, curvatures = self._state["magnitudes"], self._state["curvatures"]
+        steepest = torch.maximum(self._f_gradient.abs(), times(curvatures, size))
         scale_f = gradient_sizes(steepest, magnitudes, size, self._multipliers, self._p)
+        self._grown = scale_f.amax(1) > 1e4 * self._f_gradient.abs().amax(1)
         self.scale_rows = times(magnitudes, size) + tiny
         self.scale_gap: Values = (scale_f * size).amax(1) + tiny
         self._relative_rows = torch.cat([self.h, self.violation], 1).abs() / self.scale_rows
@@ -110,11 +121,10 @@ class Barrier:
 
     def contradictory(self) -> SampleMask:
         """Multipliers that have grown large, cancel in Aᵀλ and leave a violation: what Farkas' lemma says of infeasibility."""
-        pulls = self._multipliers.abs() * torch.linalg.vector_norm(self.jacobian, dim=2)
-        largest = pulls.amax(1)
+        if not bool(self._grown.any()):
+            return self._grown
+        largest = (self._multipliers.abs() * torch.linalg.vector_norm(self.jacobian, dim=2)).amax(1)
         grown = largest > 1e4 * self._f_gradient.abs().amax(1)
-        if not bool(grown.any()):
-            return grown
         cancelling = _transposed(self.jacobian, self._multipliers).abs().amax(1) <= 1e-3 * largest
         value = torch.cat([self.h, self.violation - self._state["slack"]], 1)
         separating = (self._multipliers * value).sum(1) > 1e-3 * (self._multipliers.abs() * value.abs()).amax(1)

@@ -43,7 +43,7 @@ class InteriorPoint(IterativeSolver):
         y, layout = start_from(problem, init)
         if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
             return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
-        found, layout = super().solve(problem, init)
+        found, _ = super().solve(problem, init)
         problem = problem.with_layout(layout)
         if found.quadratic is None or found.equality is None or bool(found.quadratic.agrees(problem, found.y, found.equality.shape[1]).all()):
             return found, layout
@@ -64,7 +64,7 @@ class InteriorPoint(IterativeSolver):
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
         if self._recognises and is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
-            state = with_quadratic(state, known)
+            state = with_quadratic(state, known) | {"magnitudes": known.jacobian.abs(), "curvatures": known.hessian.abs()}
             if p:
                 state["basis"], state["inverse"] = row_space(known.jacobian[:, :p].detach())
         h, g = at.constraints[:, :p], at.constraints[:, p:]
@@ -75,6 +75,8 @@ class InteriorPoint(IterativeSolver):
         tolerance = eps ** (2 / 3) if self.tolerance is None else self.tolerance
         system = Barrier(problem, state)
         converged = system.remaining <= tolerance
+        if bool(converged.all()) and not torch.is_grad_enabled():
+            return {**state, "residual": system.remaining}, torch.full_like(converged, int(Status.CONVERGED), dtype=torch.int64), converged
         s, mu, gap = state["slack"], state["inequality"], system.gap
 
         # Predictor: straight at complementarity 0. How far it gets sets the centring σ = (gap after / gap)³.

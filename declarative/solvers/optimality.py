@@ -10,7 +10,7 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
-from declarative.engines.quadratic import Quadratic
+from declarative.engines.quadratic import Quadratic, times
 from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
 
@@ -30,14 +30,12 @@ def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables,
     """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A|, y and λ."""
     eps, tiny = torch.finfo(steepest.dtype).eps, torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
-        # How far each coordinate moves each constraint, and the multiplier that would balance the coordinate which moves it most.
-        moves = magnitudes * sizes.unsqueeze(1)
-        whole = moves.sum(2).clamp_min(tiny)
-        balancing = ((steepest * sizes).unsqueeze(1) * (moves / whole.unsqueeze(-1))).amax(2) / whole
+        # The multiplier that would balance ∇f, as far as it points where the constraint moves.
+        balancing = times(magnitudes, steepest * sizes * sizes) / times(magnitudes, sizes).square().clamp_min(tiny)
         counted = multipliers != 0
         counted[:, :p] = True
         amounts = multipliers.abs() + eps**0.25 * torch.where(counted, balancing, 0.0)
-        steepest = torch.maximum(steepest, (magnitudes * amounts.unsqueeze(-1)).amax(1))
+        steepest = torch.maximum(steepest, times(magnitudes.mT, amounts))
     return steepest.clamp_min(tiny)
 
 
@@ -48,8 +46,8 @@ class Scales:
     Args:
         y: the size of each coordinate (`coordinate_sizes`).
         gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇_y L when y moves by its own size (one
-            Hessian-vector product, of L; near an unconstrained minimum nothing else has the right size), and of each λ_i ∇a_i, where
-            a multiplier near zero has the size of eps^¼ times the one that would balance the largest of those terms.
+            Hessian-vector product, of L; near an unconstrained minimum nothing else has the right size), and of Σ |λ_i ∇a_i|,
+            where a multiplier near zero has the size of eps^¼ times the one that would balance those terms.
         rows: how much each constraint changes, to first order, when y moves by its own size.
     """
 
@@ -79,7 +77,7 @@ class Optimality:
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._magnitudes = self.jacobian.abs()
         self._size = coordinate_sizes(y, floor)
-        self._rows: Rows = (self._magnitudes @ self._size.unsqueeze(-1)).squeeze(-1)
+        self._rows: Rows = times(self._magnitudes, self._size)
         # Turns by the golden angle: no pattern that a statement is likely to have (sums, differences) is blind to it.
         probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
         self._move = self._size * probe

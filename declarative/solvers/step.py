@@ -37,9 +37,9 @@ class ReducedModel:
             self._basis, self._pinv = row_space(jacobian) if space is None else space
             scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
             scale = torch.where(scale > 0, scale, 1.0)
-            half = hessian - (hessian @ self._basis) @ self._basis.mT
-            reduced = half - self._basis @ (self._basis.mT @ half) + scale[:, None, None] * (self._basis @ self._basis.mT)
-        reduced = 0.5 * (reduced + reduced.mT)
+            half = torch.baddbmm(hessian, hessian @ self._basis, self._basis.mT, alpha=-1)
+            rows = self._basis.mT @ half - scale[:, None, None] * self._basis.mT
+            reduced = torch.baddbmm(half, self._basis, rows, alpha=-1)  # symmetric to rounding; what follows reads one triangle
         self._factor, info = torch.linalg.cholesky_ex(reduced)
         # A pivot that is the rounding of its entry of the diagonal is no pivot.
         pivots = self._factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(hessian.dtype).eps * reduced.diagonal(dim1=-2, dim2=-1)
