@@ -12,6 +12,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from declarative import DeclarativeNode
+from declarative.structure import Banded
 
 Array = NDArray[np.float64]
 RIDGE = 0.1
@@ -101,3 +102,40 @@ class Logistic(DeclarativeNode):
             return signed.T @ ((s * (1 - s))[:, None] * signed) + ridge
 
         return Instance(value_and_gradient, hessian, X.shape[1])
+
+
+class RobustChain(DeclarativeNode):
+    """Σ √(1 + (y − x)²) + ½ Σ (y_{i+1} − y_i)², with the structure of its Hessian declared."""
+
+    label = "robust chain, Banded(1)"
+    hessian_structure = Banded(1)
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        return (1 + (y - x).square()).sqrt().sum() + 0.5 * (y[1:] - y[:-1]).square().sum()
+
+    def initial_guess(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def sample(m: int, batch: int) -> tuple[Tensor]:
+        """x (batch, m)."""
+        return (2 * torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64),)
+
+    @staticmethod
+    def instance(x: Array) -> Instance:
+        """The same for scipy."""
+        step = np.diff(np.eye(len(x)), axis=0)
+        coupling = step.T @ step
+
+        def value_and_gradient(y: Array) -> tuple[float, Array]:
+            residual, jump = y - x, np.diff(y)
+            root = np.sqrt(1 + residual * residual)
+            gradient = residual / root
+            gradient[1:] += jump
+            gradient[:-1] -= jump
+            return float(root.sum() + 0.5 * jump @ jump), gradient
+
+        def hessian(y: Array) -> Array:
+            return coupling + np.diag((1 + (y - x) ** 2) ** -1.5)
+
+        return Instance(value_and_gradient, hessian, len(x))

@@ -12,6 +12,7 @@ from benchmarks.smooth import Array, Instance
 
 # About as exact as Newton's last step leaves the package's own solver, where the method can.
 TOLERANCE = 1e-9
+DEFAULT = "BFGS"
 METHODS: dict[str, dict[str, Any]] = {
     "trust-exact": {"gtol": TOLERANCE},
     "Newton-CG": {"xtol": TOLERANCE},

@@ -83,13 +83,8 @@ class BandedOperator(Operator):
         return self.bands[:, self.lower]
 
     def is_positive_definite(self) -> Tensor:
-        found = []
-        for bands in self._scipy_bands(self.upper):
-            try:
-                # The upper half alone: the operator is symmetric.
-                found.append(bool(np.isfinite(scipy.linalg.cholesky_banded(bands[: self.upper + 1], check_finite=False)).all()))
-            except np.linalg.LinAlgError:
-                found.append(False)
+        stored = self._scipy_bands(self.upper)[:, : self.upper + 1]  # the upper half alone: the operator is symmetric
+        found = [True] * len(stored) if _is_definite(_end_to_end(stored)) else [_is_definite(bands) for bands in stored]
         return torch.tensor(found, dtype=torch.bool, device=self.bands.device).reshape(self.bands.shape[0])
 
     def _scipy_bands(self, upper: int) -> np.ndarray:
@@ -102,12 +97,32 @@ class BandedOperator(Operator):
         return stored
 
     def solve_columns(self, columns: Tensor) -> Tensor:
-        solutions = np.full(columns.shape, np.nan, columns.detach().cpu().numpy().dtype)
-        sides = columns.detach().cpu().numpy()
-        for i, bands in enumerate(self._scipy_bands(self.upper)):
-            if columns.shape[2] and np.isfinite(bands).all() and np.isfinite(sides[i]).all():
-                try:
-                    solutions[i] = scipy.linalg.solve_banded((self.lower, self.upper), bands, sides[i], check_finite=False)
-                except np.linalg.LinAlgError:
-                    solutions[i] = np.inf  # exactly singular
+        sides, stored = columns.detach().cpu().numpy(), self._scipy_bands(self.upper)
+        solutions = np.full(sides.shape, np.nan, sides.dtype)
+        good = np.isfinite(stored).all((1, 2)) & np.isfinite(sides).all((1, 2))
+        if columns.shape[2] and good.any():
+            solutions[good] = self._solved(stored[good], sides[good])
         return torch.as_tensor(solutions, dtype=columns.dtype, device=columns.device)
+
+    def _solved(self, stored: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        """All samples by one call of LAPACK, end to end as one matrix; one by one where one of them is singular."""
+        extent = (self.lower, self.upper)
+        try:
+            whole = scipy.linalg.solve_banded(extent, _end_to_end(stored), sides.reshape(-1, sides.shape[2]), check_finite=False)
+            return whole.reshape(sides.shape)
+        except np.linalg.LinAlgError:
+            if len(stored) == 1:
+                return np.full_like(sides, np.inf)  # exactly singular
+        return np.concatenate([self._solved(stored[i : i + 1], sides[i : i + 1]) for i in range(len(stored))])
+
+
+def _end_to_end(stored: np.ndarray) -> np.ndarray:
+    """(b, bands, n) in LAPACK's order -> (bands, b n): the block diagonal matrix, whose blocks nothing couples."""
+    return np.ascontiguousarray(stored.transpose(1, 0, 2).reshape(stored.shape[1], -1))
+
+
+def _is_definite(bands: np.ndarray) -> bool:
+    try:
+        return bool(np.isfinite(scipy.linalg.cholesky_banded(bands, check_finite=False)).all())
+    except np.linalg.LinAlgError:
+        return False
