@@ -88,7 +88,7 @@ class InteriorPoint(IterativeSolver):
         floor = torch.minimum(0.1 * tolerance * system.scale_gap, gap)  # nothing is gained below; s and μ stay clear of underflow
         target = torch.maximum(centring * gap, floor).unsqueeze(1)
         convex = system.model.convex
-        second_order = torch.where(convex.unsqueeze(1), ahead["slack"] * ahead["inequality"], 0.0)
+        second_order = ahead["slack"] * ahead["inequality"] * convex.unsqueeze(1)
         step = system.direction(target.expand_as(s), second_order)
 
         # Fraction to the boundary, tending to 1 towards the solution, so that the last steps are Newton's.
@@ -100,11 +100,12 @@ class InteriorPoint(IterativeSolver):
         length, y_new, s_new, penalty = system.search(step, target[:, 0], longest, exact)
         # Where the merit refuses every length the step is taken short, not dropped: residuals decide on convergence.
         refused = (length == 0) & (longest > 0)
-        length = torch.where(refused, 0.1 * longest, length)
-        column = refused.unsqueeze(1)
-        y_new = torch.where(column, state["y"] + length.unsqueeze(1) * step["y"], y_new)
-        s_new = torch.where(column, s + length.unsqueeze(1) * step["slack"], s_new)
-        longest_dual = torch.where(refused, 0.1 * longest_dual, longest_dual)
+        if bool(refused.any()):
+            length = torch.where(refused, 0.1 * longest, length)
+            column = refused.unsqueeze(1)
+            y_new = torch.where(column, state["y"] + length.unsqueeze(1) * step["y"], y_new)
+            s_new = torch.where(column, s + length.unsqueeze(1) * step["slack"], s_new)
+            longest_dual = torch.where(refused, 0.1 * longest_dual, longest_dual)
 
         new = {
             "y": y_new,
@@ -117,13 +118,18 @@ class InteriorPoint(IterativeSolver):
             "radius": torch.where(length < longest, (2 * length / longest).clamp(0.1, 1.0), 2.0) * state["radius"],
         }
         broken = system.finite & ~(torch.isfinite(y_new).all(1) & torch.isfinite(new["inequality"]).all(1) & torch.isfinite(penalty))
-        keep = (system.finite & ~converged & ~broken).unsqueeze(1)
-        new = {name: torch.where(keep if value.ndim == 2 else keep[:, 0], value, state[name]) for name, value in new.items()}
+        ended = converged | broken | ~system.finite
+        if bool(ended.any()):
+            column = ended.unsqueeze(1)
+            new = {name: torch.where(column if value.ndim == 2 else ended, state[name], value) for name, value in new.items()}
+        contradictory, unbounded = system.contradictory(), system.unbounded()
+        if not bool((ended | contradictory | unbounded).any()):
+            return {**state, **new}, torch.zeros_like(ended, dtype=torch.int64), ended
         status, done = decide(
             (~system.finite, Status.NON_FINITE),
             (converged, Status.CONVERGED),
-            (system.contradictory(), Status.INFEASIBLE),
-            (system.unbounded(), Status.UNBOUNDED),
+            (contradictory, Status.INFEASIBLE),
+            (unbounded, Status.UNBOUNDED),
             (broken, Status.NOT_STATIONARY),
         )
         return {**state, **new}, status, done

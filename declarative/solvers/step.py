@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from declarative.engines.quadratic import times
 from declarative.kkt.null_space import row_space
 from declarative.solvers.step_rule import StepOperator, convexified
 from declarative.transforms import is_recorded
@@ -37,8 +38,8 @@ class ReducedModel:
             self._basis, self._pinv = row_space(jacobian) if space is None else space
             scale = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
             scale = torch.where(scale > 0, scale, 1.0)
-            half = torch.baddbmm(hessian, hessian @ self._basis, self._basis.mT, alpha=-1)
-            rows = self._basis.mT @ half - scale[:, None, None] * self._basis.mT
+            half = torch.baddbmm(hessian, torch.bmm(hessian, self._basis), self._basis.mT, alpha=-1)
+            rows = torch.bmm(self._basis.mT, half) - scale[:, None, None] * self._basis.mT
             reduced = torch.baddbmm(half, self._basis, rows, alpha=-1)  # symmetric to rounding; what follows reads one triangle
         self._factor, info = torch.linalg.cholesky_ex(reduced)
         # A pivot that is the rounding of its entry of the diagonal is no pivot.
@@ -56,7 +57,7 @@ class ReducedModel:
         """The same step, differentiable."""
         floor = None
         if not bool(self.convex.all()):
-            pull = gradient - _apply(torch.linalg.pinv(jacobian) @ jacobian, gradient) if self._constrained else gradient
+            pull = gradient - times(torch.linalg.pinv(jacobian) @ jacobian, gradient) if self._constrained else gradient
             floor = torch.linalg.vector_norm(pull, dim=1) / radius
         space = (self._basis, self._pinv) if self._constrained else None
 
@@ -94,19 +95,15 @@ class ReducedModel:
             return self._rule.step(gradient, change)
         if not self._constrained:
             return -self._inverse(gradient), change
-        particular = _apply(self._pinv, change)
-        slope = gradient + _apply(self._hessian, particular)
+        particular = times(self._pinv, change)
+        slope = gradient + times(self._hessian, particular)
         tangential = self._project(-self._inverse(self._project(slope)))
         step = particular + tangential
-        residual = gradient + _apply(self._hessian, step)
-        return step, -_apply(self._pinv.mT, residual)
+        residual = gradient + times(self._hessian, step)
+        return step, -times(self._pinv.mT, residual)
 
     def _inverse(self, vector: Tensor) -> Tensor:
         return torch.cholesky_solve(vector.unsqueeze(-1), self._factor).squeeze(-1)
 
     def _project(self, vector: Tensor) -> Tensor:
-        return vector - _apply(self._basis, _apply(self._basis.mT, vector))
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+        return vector - times(self._basis, times(self._basis.mT, vector))
