@@ -9,9 +9,9 @@ from torch import Tensor
 
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Problem
-from declarative.solution import Status
-from declarative.solvers.base import IterativeSolver, State, decide
-from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, progress, refreshed, relative
+from declarative.solution import Point, Status
+from declarative.solvers.base import Found, IterativeSolver, State, decide
+from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Variables
@@ -54,6 +54,10 @@ class LBFGS(IterativeSolver):
             raise TypeError(f"LBFGS(memory=...) must be an int, got {self.memory!r}")
         if self.memory < 1:
             raise ValueError(f"LBFGS(memory=...) must be at least 1, got {self.memory!r}")
+
+    def step_from(self, problem: Problem, point: Point) -> Found:
+        # At a solution nothing moves any more; what a first step would be, a gradient step, still has a derivative.
+        return plain_step(problem, point.y), None, None
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:  # noqa: ARG002
         _, h, g = problem.evaluate(y.detach())

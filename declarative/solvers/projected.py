@@ -12,10 +12,10 @@ from torch import Tensor
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Layout, Problem
 from declarative.projections import Projection
-from declarative.solution import Status
-from declarative.solvers.base import Iterate, IterativeSolver, State, decide
+from declarative.solution import Point, Status
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide
 from declarative.solvers.optimality import Optimality
-from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, progress, refreshed, relative
+from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Values, Variables
 
@@ -65,6 +65,10 @@ class Projected(IterativeSolver):
         found, layout = super().solve(problem, init)
         self._check_agreement(problem.with_layout(layout), found)
         return found, layout
+
+    def step_from(self, problem: Problem, point: Point) -> Found:
+        # At a solution nothing moves any more; a plain step still has a derivative.
+        return self._project(problem, plain_step(problem, point.y)), None, None
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:  # noqa: ARG002
         if not sum(rows.shape[1] for rows in problem.evaluate(y.detach())[1:]):

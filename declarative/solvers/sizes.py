@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
 from declarative.solvers.base import State
 from declarative.solvers.optimality import coordinate_sizes
@@ -82,3 +83,10 @@ def first_scale(y: Tensor, gradient: Tensor, change: Tensor) -> Values:
     longest = (1 + y.abs().amax(1)) / gradient.abs().amax(1).clamp_min(tiny)
     scale = (probe(y) * change).sum(1) / change.square().sum(1)
     return torch.where(torch.isfinite(scale) & (scale > 0), torch.minimum(scale, longest), longest)
+
+
+def plain_step(problem: Problem, y: Variables) -> Variables:
+    """y − t∇f with the length t (held) that the curvature at y suggests."""
+    gradient = value_and_gradient(problem, y)[1]
+    length = first_scale(y.detach(), gradient.detach(), gradient_change(problem, y.detach()))
+    return y - length.unsqueeze(1) * gradient
