@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.base import Linearisation
+from declarative.engines.blocks import hessian_operator, jacobian_operator, read_solution
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solvers.base import State, quadratic_of
+from declarative.solvers.condensed import condensed
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
 from declarative.solvers.step import ReducedModel
-from declarative.typing import EqualityMultipliers, InequalityMultipliers, SampleMask, Values, Variables
+from declarative.solvers.structured_step import StructuredModel, is_definite
+from declarative.structure.base import Operator
+from declarative.structure.elementary import DenseOperator
+from declarative.typing import EqualityMultipliers, InequalityMultipliers, Jacobians, SampleMask, Values, Variables
 
 
 class Barrier:
@@ -28,39 +34,45 @@ class Barrier:
         self.quadratic = quadratic_of(state)
         if self.quadratic is None:
             at = linearise(problem, y, nu, mu)
-            self.objective, rows, self.jacobian, hessian = at.objective, at.constraints, at.jacobian(), at.hessian()
-            self._gradient = at.gradient
+            point = read_solution(problem, y, nu, mu, torch.ones_like(mu, dtype=torch.bool))
+            self._hessian: Operator = hessian_operator(problem, at, point)
+            self.jacobian = at.jacobian() if problem.node.constraint_structure is None else _dense(jacobian_operator(problem, at, point), at)
+            self.objective, rows, self._gradient = at.objective, at.constraints, at.gradient
             self._f_gradient = at.gradient - _transposed(self.jacobian, self._multipliers)
         else:
             self.objective, h, g = self.quadratic.evaluate(y, self._p)
-            rows, self.jacobian, hessian = torch.cat([h, g], 1), self.quadratic.jacobian, self.quadratic.hessian
+            rows, self.jacobian, self._hessian = torch.cat([h, g], 1), self.quadratic.jacobian, DenseOperator(self.quadratic.hessian)
             self._f_gradient = self.quadratic.gradient(y)
             self._gradient = self._f_gradient + _transposed(self.jacobian, self._multipliers)
-        self._hessian = hessian
         self.h, self.violation = rows[:, : self._p], rows[:, self._p :] + s
         self._a_g = self.jacobian[:, self._p :]
         self.gap: Values = (s * mu).mean(1)
         self.infeasibility: Values = self.h.abs().sum(1) + self.violation.abs().sum(1)
-        self._measure(y, hessian)
+        self._measure(y)
         self.finite: SampleMask = torch.isfinite(self.objective) & torch.isfinite(self._gradient).all(1) & torch.isfinite(rows).all(1)
         self._weights = mu / s
 
     @cached_property
-    def model(self) -> ReducedModel:
+    def model(self) -> ReducedModel | StructuredModel:
         """H + A_gᵀ diag(μ/s) A_g on the null space of the equalities, factorised when it is first asked for."""
-        condensed = torch.baddbmm(self._hessian, self._a_g.mT * self._weights.unsqueeze(1), self._a_g)
+        a_h = self.jacobian[:, : self._p]
+        if not isinstance(self._hessian, DenseOperator):
+            structured = condensed(self._hessian, self._a_g, self._weights)
+            if structured is not None and is_definite(structured):
+                return StructuredModel(self.problem, structured, DenseOperator(a_h) if self._p else None)
+        dense = torch.baddbmm(self._hessian.to_dense(), self._a_g.mT * self._weights.unsqueeze(1), self._a_g)
         space = (self._state["basis"], self._state["inverse"]) if "basis" in self._state else None
         pull = self._gradient + _transposed(self._a_g, self._weights * self.violation)
-        return ReducedModel(condensed, self.jacobian[:, : self._p], pull, self._state["radius"], space)
+        return ReducedModel(dense, a_h, pull, self._state["radius"], space)
 
-    def _measure(self, y: Tensor, hessian: Tensor) -> None:
+    def _measure(self, y: Tensor) -> None:
         """What is left, relative to the size of the terms."""
         size, tiny = coordinate_sizes(y), torch.finfo(y.dtype).tiny
         if self.quadratic is None:
-            magnitudes, curvatures = self.jacobian.abs(), hessian.abs()
+            magnitudes, curvatures = self.jacobian.abs(), self._hessian.with_tensors([t.abs() for t in self._hessian.tensors])
         else:
-            magnitudes, curvatures = self._state["magnitudes"], self._state["curvatures"]
-        steepest = torch.maximum(self._f_gradient.abs(), times(curvatures, size))
+            magnitudes, curvatures = self._state["magnitudes"], DenseOperator(self._state["curvatures"])
+        steepest = torch.maximum(self._f_gradient.abs(), curvatures.matmul(size))
         scale_f = gradient_sizes(steepest, magnitudes, size, self._multipliers, self._p)
         self._grown = scale_f.amax(1) > 1e4 * self._f_gradient.abs().amax(1)
         self.scale_rows = times(magnitudes, size) + tiny
@@ -91,7 +103,7 @@ class Barrier:
             return longest, y + length * step["y"], s + length * step["slack"], self._state["penalty"]
         slope = (self._f_gradient * step["y"]).sum(1) - barrier * (step["slack"] / s).sum(1)
         rounding = 10 * eps * self.scale_rows.sum(1)
-        curvature = (step["y"] * times(self._hessian, step["y"])).sum(1) + (self._weights * step["slack"].square()).sum(1)
+        curvature = (step["y"] * self._hessian.matmul(step["y"])).sum(1) + (self._weights * step["slack"].square()).sum(1)
         after = self._multipliers + torch.cat([step["equality"], step["inequality"]], 1)
         penalty = exact_penalty(self._state["penalty"], after, slope, curvature.clamp_min(0.0), self.infeasibility, rounding)
         logs = s.log()
@@ -134,6 +146,10 @@ class Barrier:
         """The iterate has run off while nearly feasible."""
         y = self._state["y"]
         return (y.abs().amax(1) > torch.finfo(y.dtype).eps ** -0.75) & (self.infeasible_by <= 1e-3)
+
+
+def _dense(operator: Operator | None, at: Linearisation) -> Jacobians:
+    return at.jacobian() if operator is None else operator.to_dense()
 
 
 def _transposed(jacobian: Tensor, rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation, linearise
+from declarative.engines.blocks import is_structured
 from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
@@ -29,7 +30,8 @@ class InteriorPoint(IterativeSolver):
     Each step factorises the condensed matrix H + A_gᵀ diag(μ/s) A_g on the null space of the equalities once, for a
     predictor and a corrector. Non-convex samples descend on the barrier function with an exact penalty to a local
     minimum. Each sample has its own barrier parameter and step length. A quadratic program (a statement whose H and A do not
-    depend on y) is linearised once. What is left of the barrier is removed afterwards, by Newton steps on the active set, so
+    depend on y) is linearised once. A declared structure of H is used where the inequalities keep it: bounds and constraints on a
+    few neighbouring numbers. What is left of the barrier is removed afterwards, by Newton steps on the active set, so
     that y and μ come out at machine precision.
 
     Args:
@@ -62,7 +64,7 @@ class InteriorPoint(IterativeSolver):
         zero = y.new_zeros(y.shape[0])
         p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
-        if self._recognises and is_quadratic(at):
+        if self._recognises and not is_structured(problem.node) and is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
             state = with_quadratic(state, known) | {"magnitudes": known.jacobian.abs(), "curvatures": known.hessian.abs()}
             if p:

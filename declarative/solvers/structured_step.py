@@ -39,7 +39,12 @@ def model_at(problem: Problem, at: Linearisation, y: Variables, equality: Rows, 
         solution = read_solution(problem, y, equality, equality.new_zeros(equality.shape[0], 0), torch.zeros(equality.shape[0], 0, dtype=torch.bool))
         hessian = hessian_operator(problem, at, solution)
         # Where H is not positive definite the reduced model knows what to do: it is, perhaps, on the null space of A.
-        if bool(without_graph(lambda *numbers: (hessian.with_tensors(numbers).is_positive_definite(),), *hessian.tensors)[0].all()):
+        if is_definite(hessian):
             return StructuredModel(problem, hessian, jacobian_operator(problem, at, solution))
         return ReducedModel(hessian.to_dense(), at.jacobian(), at.gradient, radius)
     return ReducedModel(at.hessian(), at.jacobian(), at.gradient, radius)
+
+
+def is_definite(operator: Operator) -> bool:
+    """Whether it is positive definite in every sample."""
+    return bool(without_graph(lambda *numbers: (operator.with_tensors(numbers).is_positive_definite(),), *operator.tensors)[0].all())
