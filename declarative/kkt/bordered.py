@@ -131,21 +131,42 @@ def solve_bordered(
     """(u, w) of the weighted bordered system; w is zero where the weight is, whatever the right-hand side."""
     if jacobian.shape[1] == 0:
         return symmetric_solve(policy, policy.damp(hessian), rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
-    if weights is not None and jacobian.shape[1] >= _MANY_ROWS and not is_wrapped(weights):
-        kept = int((weights != 0).sum(1).max()) if weights.shape[0] else 0
-        if kept < jacobian.shape[1]:
-            return _solve_kept(policy, hessian, jacobian, weights, rhs_y, rhs_rows, kept)
+    if weights is not None and (kept := kept_rows(weights)) is not None:
+        u, w = solve_bordered(policy, hessian, kept.take(jacobian), kept.take(weights), rhs_y, kept.take(rhs_rows))
+        return u, kept.put_back(w)
     rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1).unsqueeze(-1)
     solution = symmetric_solve(policy, policy.damp(assemble(hessian, jacobian, weights)), rhs).squeeze(-1)
     u, w = solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
     return u, w if weights is None else w * weights
 
 
-def _solve_kept(
-    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows, rhs_y: Variables, rhs_rows: Rows, kept: int
-) -> tuple[Variables, Rows]:
-    """The same with no more rows than any one sample has active: each sample's own come first."""
-    order = torch.argsort((weights != 0).to(torch.int8), dim=1, descending=True, stable=True)[:, :kept]
-    rows = jacobian.gather(1, order.unsqueeze(-1).expand(-1, -1, jacobian.shape[2]))
-    u, w = solve_bordered(policy, hessian, rows, weights.gather(1, order), rhs_y, rhs_rows.gather(1, order))
-    return u, torch.zeros_like(rhs_rows).scatter(1, order, w)
+@dataclass(frozen=True)
+class KeptRows:
+    """Of k rows no more than any one sample has active: each sample's own come first.
+
+    Args:
+        order: (b, kept) their places.
+        count: k.
+    """
+
+    order: Tensor
+    count: int
+
+    def take(self, rows: Tensor) -> Tensor:
+        """(b, k, …) -> (b, kept, …)"""
+        index = self.order if rows.ndim == 2 else self.order.unsqueeze(-1).expand(-1, -1, rows.shape[2])
+        return rows.gather(1, index)
+
+    def put_back(self, rows: Tensor) -> Tensor:
+        """(b, kept) -> (b, k), zero elsewhere."""
+        return torch.zeros(rows.shape[0], self.count, dtype=rows.dtype, device=rows.device).scatter(1, self.order, rows)
+
+
+def kept_rows(weights: Rows) -> KeptRows | None:
+    """The rows that matter; None where leaving the others out saves nothing, or cannot be decided (under vmap)."""
+    count = weights.shape[1]
+    if count < _MANY_ROWS or is_wrapped(weights) or not weights.shape[0]:
+        return None
+    active = weights != 0
+    kept = int(active.sum(1).max())
+    return KeptRows(torch.argsort(active.to(torch.int8), dim=1, descending=True, stable=True)[:, :kept], count) if kept < count else None

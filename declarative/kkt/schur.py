@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from declarative.errors import IrregularPointError, name_samples
-from declarative.kkt.bordered import IrregularPolicy, assemble, solve_bordered
+from declarative.kkt.bordered import IrregularPolicy, assemble, kept_rows, solve_bordered
 from declarative.kkt.lu import lu_factor
 from declarative.kkt.symmetric import symmetric_solve
 from declarative.structure.base import Operator
@@ -139,6 +139,10 @@ def solve_structured(
         return solve_bordered(policy, dense, rows, weights, rhs_y, rhs_rows)
     if jacobian is None:
         return SchurKKT(policy, hessian, None, None).solve(rhs_y), rhs_rows
+    if weights is not None and isinstance(jacobian, DenseOperator) and (kept := kept_rows(weights)) is not None:
+        fewer = DenseOperator(kept.take(jacobian.matrix))
+        u, w = solve_structured(policy, hessian, fewer, kept.take(weights), rhs_y, kept.take(rhs_rows))
+        return u, kept.put_back(w)
     rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1)
     u, w = SchurKKT(policy, hessian, jacobian, weights).solve(rhs).split([rhs_y.shape[1], rhs_rows.shape[1]], 1)
     return u, w if weights is None else w * weights

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.blocks import hessian_operator, read_solution
 from declarative.engines.quadratic import times
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
+from declarative.kkt.schur import solve_structured
 from declarative.problem import Problem
 from declarative.solution import Point
 from declarative.solvers.optimality import Optimality
+from declarative.structure.elementary import DenseOperator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Values
 
 _ROUNDING = 20  # units of roundoff, and one for each number in y: below, a step gains nothing
@@ -65,11 +68,13 @@ class _Candidate:
     def advanced(self) -> _Candidate:
         """One Newton step on."""
         here, p = self.optimality, self.equality.shape[1]
-        hessian = here.lagrangian(self.equality, self.inequality).hessian()
+        problem, at = here.problem, here.lagrangian(self.equality, self.inequality)
         slope = here.gradient + times(here.jacobian.mT, torch.cat([self.equality, self.inequality], 1))
         rows = torch.cat([torch.ones_like(self.equality), self.active.to(self.equality.dtype)], 1)
-        policy = IrregularPolicy("min_norm", here.y.shape[1], here.y.shape[0], here.problem.name)
-        dy, change = solve_bordered(policy, hessian, here.jacobian, rows, -slope, -here.values * rows)
+        policy = IrregularPolicy("min_norm", here.y.shape[1], here.y.shape[0], problem.name)
+        point = read_solution(problem, here.y, self.equality, self.inequality, self.active)
+        hessian, jacobian = hessian_operator(problem, at, point), DenseOperator(here.jacobian) if rows.shape[1] else None
+        dy, change = solve_structured(policy, hessian, jacobian, rows, -slope, -here.values * rows)
         return _Candidate(here.moved(here.y + dy), self.equality + change[:, :p], self.inequality + change[:, p:])
 
     def where(self, mask: Tensor, other: _Candidate) -> _Candidate:
