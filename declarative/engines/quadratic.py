@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import GraphLinearisation
+from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
@@ -64,13 +64,25 @@ class Quadratic:
         return value, rows[:, :p], rows[:, p:]
 
     def agrees(self, problem: Problem, y: Variables, p: int) -> SampleMask:
-        """(b,) whether the statement has these values at y, to rounding."""
+        """(b,) whether the statement has these values and first and second derivatives at y, to rounding."""
         root = torch.finfo(y.dtype).eps ** 0.5
-        step = (y - self.origin).abs().unsqueeze(-1)
-        reach_f = self.objective.abs() + ((self.slope.abs() + (self.hessian.abs() @ step).squeeze(-1)) * step.squeeze(-1)).sum(1)
-        reach_a = self.constraints.abs() + (self.jacobian.abs() @ step).squeeze(-1)
-        value, h, g = (mine - theirs for mine, theirs in zip(self.evaluate(y, p), problem.evaluate(y), strict=True))
-        return (value.abs() <= root * reach_f) & (torch.cat([h, g], 1).abs() <= root * reach_a).all(1)
+        with torch.no_grad():
+            at = linearise(problem, y)
+        size = y.abs() + self.origin.abs()
+        probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos().expand_as(y)
+        weights = (2.399963 * torch.arange(at.constraints.shape[1], dtype=y.dtype, device=y.device)).sin().expand_as(at.constraints)
+        curvatures, magnitudes = self.hessian.abs(), self.jacobian.abs()
+        reach = self.slope.abs() + times(curvatures, size)
+        pairs = (
+            (self.gradient(y), at.gradient, reach),
+            (torch.cat(self.evaluate(y, p)[1:], 1), at.constraints, self.constraints.abs() + times(magnitudes, size)),
+            (times(self.hessian, probe), at.hessian_product(probe), times(curvatures, probe.abs())),
+            (times(self.jacobian.mT, weights), at.jacobian_transposed_product(weights), times(magnitudes.mT, weights.abs())),
+        )
+        # Entries that are zero by cancellation are compared with the others.
+        return torch.stack(
+            [((mine - theirs).abs() <= root * (terms + terms.mean(1, keepdim=True))).all(1) for mine, theirs, terms in pairs if terms.shape[1]]
+        ).all(0)
 
     def gradient(self, y: Variables) -> Variables:
         """∇f at y."""

@@ -12,7 +12,7 @@ from declarative.engines.base import Linearisation
 from declarative.engines.blocks import hessian_operator, jacobian_operator, read_solution
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
-from declarative.solvers.base import State, quadratic_of
+from declarative.solvers.base import State, quadratic_of, runs_off
 from declarative.solvers.condensed import condensed
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
@@ -142,10 +142,10 @@ class Barrier:
         separating = (self._multipliers * value).sum(1) > 1e-3 * (self._multipliers.abs() * value.abs()).amax(1)
         return grown & cancelling & separating & (self.infeasible_by > torch.finfo(largest.dtype).eps ** 0.5)
 
-    def unbounded(self) -> SampleMask:
-        """The iterate has run off while nearly feasible."""
-        y = self._state["y"]
-        return (y.abs().amax(1) > torch.finfo(y.dtype).eps ** -0.75) & (self.infeasible_by <= 1e-3)
+    def unbounded(self, step: Variables) -> SampleMask:
+        """The iterate is far out, nearly feasible, and goes on to where f is lower still."""
+        far = runs_off(self._state, self.objective, self._state["y"], step)
+        return far & ((self._f_gradient * step).sum(1) < 0) & (self.infeasible_by <= 1e-3)
 
 
 def _dense(operator: Operator | None, at: Linearisation) -> Jacobians:

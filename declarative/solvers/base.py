@@ -17,7 +17,7 @@ from torch import Tensor
 from declarative.engines.quadratic import Quadratic
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
-from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Variables
+from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Values, Variables
 
 ON_FAILURE_CHOICES = ("raise", "warn", "nan")
 
@@ -254,3 +254,15 @@ def decide(*outcomes: tuple[Tensor, Status]) -> tuple[Tensor, Tensor]:
         status = torch.where(mask, int(outcome), status)
         done = done | mask
     return status, done
+
+
+def drop_of(objective: Values, gradient: Variables, y: Variables) -> Values:
+    """What counts as a moderate change of f at the start: its own size, and what its slope makes of a move by 1 + ‖y‖∞."""
+    return objective.abs() + gradient.abs().amax(1) * (1 + y.abs().amax(1))
+
+
+def runs_off(state: State, objective: Values, y: Variables, step: Variables) -> SampleMask:
+    """y is huge, the step is of its size, and f has fallen by far more than at the start was moderate ("first" and "drop")."""
+    size = y.abs().amax(1)
+    far = (size > torch.finfo(y.dtype).eps ** -0.75) & (step.abs().amax(1) > 0.5 * size)
+    return far & (state["first"] - objective > 1e4 * state["drop"])

@@ -51,6 +51,10 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.quadratic)
     _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
+    runaway = optimality.runaway(equality, inequality).unsqueeze(1)
+    if bool(runaway.any()):
+        smallest = recover(optimality, eps ** (1 / 6), None, None)
+        equality, inequality = (torch.where(runaway, new, old) for new, old in zip(smallest, (equality, inequality), strict=True))
     steps = max(polish_steps, _STEPS_AFTER_BARRIER if isinstance(solver, InteriorPoint) else 0)
     if steps:
         optimality, equality, inequality = polish(optimality, equality, inequality, steps)

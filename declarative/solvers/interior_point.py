@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
-from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, quadratic_of, start_from, with_quadratic
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, drop_of, quadratic_of, start_from, with_quadratic
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality
@@ -46,10 +46,16 @@ class InteriorPoint(IterativeSolver):
         if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
             return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
         found, _ = super().solve(problem, init)
-        problem = problem.with_layout(layout)
-        if found.quadratic is None or found.equality is None or bool(found.quadratic.agrees(problem, found.y, found.equality.shape[1]).all()):
+        if found.quadratic is None or found.equality is None:
             return found, layout
-        return _Stepwise(**vars(self)).solve(problem, init)
+        wrong = ~found.quadratic.agrees(problem.with_layout(layout), found.y, found.equality.shape[1]) & torch.isfinite(found.y).all(1)
+        return (self._mended(problem, init, found, wrong.nonzero().squeeze(1)) if bool(wrong.any()) else found), layout
+
+    def _mended(self, problem: Problem, init: tuple[Tensor, ...], found: Iterate, wrong: Tensor) -> Iterate:
+        """Samples that ended on another quadratic piece than they started on, solved anew step by step."""
+        again, _ = _Stepwise(**vars(self)).solve(problem.select(wrong), tuple(t[wrong] for t in init))
+        names = ("y", "equality", "inequality", "status", "iterations")
+        return replace(found, quadratic=None, **{name: getattr(found, name).index_copy(0, wrong, getattr(again, name)) for name in names})
 
     def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
         if problem.evaluate(y)[2].shape[1]:
@@ -63,8 +69,9 @@ class InteriorPoint(IterativeSolver):
         at = linearise(problem, y)
         zero = y.new_zeros(y.shape[0])
         p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
-        state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
-        if self._recognises and not is_structured(problem.node) and is_quadratic(at):
+        state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1), "convex": zero > 0}
+        state |= {"first": at.objective, "drop": drop_of(at.objective, at.gradient, y)}
+        if self._recognises and not torch.is_grad_enabled() and not is_structured(problem.node) and is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
             state = with_quadratic(state, known) | {"magnitudes": known.jacobian.abs(), "curvatures": known.hessian.abs()}
             if p:
@@ -77,7 +84,7 @@ class InteriorPoint(IterativeSolver):
         tolerance = eps ** (2 / 3) if self.tolerance is None else self.tolerance
         system = Barrier(problem, state)
         converged = system.remaining <= tolerance
-        if bool(converged.all()) and not torch.is_grad_enabled():
+        if bool((converged & state["convex"]).all()) and not torch.is_grad_enabled():
             return {**state, "residual": system.remaining}, torch.full_like(converged, int(Status.CONVERGED), dtype=torch.int64), converged
         s, mu, gap = state["slack"], state["inequality"], system.gap
 
@@ -116,15 +123,20 @@ class InteriorPoint(IterativeSolver):
             "inequality": mu + longest_dual.unsqueeze(1) * step["inequality"],
             "penalty": penalty,
             "residual": system.remaining,
+            "convex": convex,
             # Where the model is not convex, it may reach as far as it has shown to hold.
             "radius": torch.where(length < longest, (2 * length / longest).clamp(0.1, 1.0), 2.0) * state["radius"],
         }
         broken = system.finite & ~(torch.isfinite(y_new).all(1) & torch.isfinite(new["inequality"]).all(1) & torch.isfinite(penalty))
+        trapped = converged & ~convex & (system.model.downhill != 0).any(1) if system.model.downhill is not None else converged & False
+        converged = converged & ~trapped
         ended = converged | broken | ~system.finite
         if bool(ended.any()):
             column = ended.unsqueeze(1)
             new = {name: torch.where(column if value.ndim == 2 else ended, state[name], value) for name, value in new.items()}
-        contradictory, unbounded = system.contradictory(), system.unbounded()
+        if bool(trapped.any()):
+            new = self._escaped(problem, {**state, **new}, trapped, system.model.downhill)
+        contradictory, unbounded = system.contradictory(), system.unbounded(step["y"]) & ~trapped
         if not bool((ended | contradictory | unbounded).any()):
             return {**state, **new}, torch.zeros_like(ended, dtype=torch.int64), ended
         status, done = decide(
@@ -135,6 +147,17 @@ class InteriorPoint(IterativeSolver):
             (broken, Status.NOT_STATIONARY),
         )
         return {**state, **new}, status, done
+
+    @staticmethod
+    def _escaped(problem: Problem, state: State, trapped: SampleMask, downhill: Tensor | None) -> State:
+        """Off a saddle point or a maximum, where the conditions hold, down the steepest curve; and a new start from there."""
+        if downhill is None:
+            return state
+        y = state["y"] + torch.where(trapped, 0.1 * state["radius"], 0.0).unsqueeze(1) * downhill
+        _, h, g = problem.evaluate(y)
+        renewed = _cold_start(problem, {**state, "y": y}, h, g)
+        moving = {name: renewed[name] for name in ("y", "slack", "equality", "inequality")}
+        return state | {name: torch.where(trapped.unsqueeze(1), value, state[name]) for name, value in moving.items()}
 
 
 @dataclass(frozen=True)

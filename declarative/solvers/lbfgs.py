@@ -10,7 +10,7 @@ from torch import Tensor
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.problem import Problem
 from declarative.solution import Point, Status
-from declarative.solvers.base import Found, IterativeSolver, State, decide
+from declarative.solvers.base import Found, IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
@@ -79,6 +79,8 @@ class LBFGS(IterativeSolver):
             "products": y.new_zeros(b, k, k),  # sᵢᵀyⱼ
             "valid": torch.zeros(b, k, dtype=torch.bool, device=y.device),
             "residual": residual,
+            "first": value.detach(),
+            "drop": drop_of(value, gradient, y).detach(),
             **no_progress(y, value, residual),
         }
 
@@ -113,11 +115,11 @@ class LBFGS(IterativeSolver):
         status, done = decide(
             (~finite, Status.NON_FINITE),
             (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
-            (finite & (y_new.abs().amax(1) > eps**-0.75), Status.UNBOUNDED),
+            (finite & runs_off(state, value_new, y_new, y_new - y), Status.UNBOUNDED),
             (stuck, Status.NOT_STATIONARY),
         )
         new = {"y": y_new, "value": value_new, "gradient": gradient_new, "change": change, "residual": residual, **seen}
-        return {**new, **_remember(state, y_new, gradient_new, moved, iteration)}, status, done
+        return {**state, **new, **_remember(state, y_new, gradient_new, moved, iteration)}, status, done
 
     @staticmethod
     @torch.no_grad()

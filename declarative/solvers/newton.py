@@ -10,7 +10,7 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.problem import Problem
 from declarative.solution import Status
-from declarative.solvers.base import IterativeSolver, State, decide
+from declarative.solvers.base import IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.solvers.structured_step import model_at
@@ -31,17 +31,19 @@ class Newton(IterativeSolver):
     """
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
-        equality, inequality = problem.evaluate(y)[1:]
+        objective, equality, inequality = problem.evaluate(y)
         if inequality.shape[1]:
             raise ValueError(f"{problem.name} has inequality constraints, which Newton() does not handle; use InteriorPoint() or leave solver=None")
         zero = y.new_zeros(problem.batch)
-        nu = init[1] if init else torch.zeros_like(equality)
-        return {"y": y, "equality": nu, "inequality": inequality, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1)}
+        state = {"y": y, "equality": init[1] if init else torch.zeros_like(equality), "inequality": inequality, "penalty": zero, "residual": zero}
+        return state | {"radius": 1 + y.abs().amax(1), "first": objective, "drop": zero}
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
         at = linearise(problem, y, state["equality"])
         h, f = at.constraints, at.objective
+        if iteration == 0:
+            state = state | {"drop": drop_of(f, at.gradient, y)}
         scale = 1 + y.abs().amax(1)
         model = model_at(problem, at, y, state["equality"], state["radius"])
         step, change = model.solve(at.gradient, -h)
@@ -86,7 +88,7 @@ class Newton(IterativeSolver):
         stalled = finite & (length == 0)
         over = close | (stalled & (size <= eps**0.4 * scale))
         infeasible = _is_infeasible(h, jacobian, scale) & (stalled | close)
-        unbounded = finite & (candidate.abs().amax(1) > eps**-0.75)
+        unbounded = finite & runs_off(state, f, y, step)
         status, done = decide(
             (~finite, Status.NON_FINITE),
             (infeasible, Status.INFEASIBLE),
@@ -95,11 +97,8 @@ class Newton(IterativeSolver):
             (stalled, Status.NOT_STATIONARY),
         )
         equality = state["equality"] + torch.where((finite & (length > 0)).unsqueeze(1), length.unsqueeze(1) * change, 0.0)
-        return (
-            {"y": candidate, "equality": equality, "inequality": state["inequality"], "penalty": penalty, "residual": relative, "radius": radius},
-            status,
-            done,
-        )
+        new = {"y": candidate, "equality": equality, "penalty": penalty, "residual": relative, "radius": radius}
+        return {**state, **new}, status, done
 
 
 def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:

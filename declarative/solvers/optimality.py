@@ -12,7 +12,7 @@ from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
 from declarative.engines.quadratic import Quadratic, times
 from declarative.problem import Problem
-from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, Values, Variables
+from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
 
 
 def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
@@ -26,15 +26,25 @@ def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
     return y.abs() + least * (1 + y.abs().amax(1, keepdim=True))
 
 
+# Times the multiplier that balances ∇f.
+_LARGEST = 1e3
+
+
+def balancing_multipliers(steepest: Variables, magnitudes: Jacobians, sizes: Variables) -> Rows:
+    """For each constraint the multiplier with which it would balance ∇f, as far as that points where the constraint moves."""
+    tiny = torch.finfo(steepest.dtype).tiny
+    return times(magnitudes, steepest * sizes * sizes) / times(magnitudes, sizes).square().clamp_min(tiny)
+
+
 def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables, multipliers: Rows, p: int) -> Variables:
     """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A|, y and λ."""
     eps, tiny = torch.finfo(steepest.dtype).eps, torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
-        # The multiplier that would balance ∇f, as far as it points where the constraint moves.
-        balancing = times(magnitudes, steepest * sizes * sizes) / times(magnitudes, sizes).square().clamp_min(tiny)
+        balancing = balancing_multipliers(steepest, magnitudes, sizes)
         counted = multipliers != 0
         counted[:, :p] = True
-        amounts = multipliers.abs() + eps**0.25 * torch.where(counted, balancing, 0.0)
+        # Multipliers that are larger by far cancel each other (constraints that depend): they are no size to judge by.
+        amounts = torch.minimum(multipliers.abs(), _LARGEST * balancing) + eps**0.25 * torch.where(counted, balancing, 0.0)
         steepest = torch.maximum(steepest, times(magnitudes.mT, amounts))
     return steepest.clamp_min(tiny)
 
@@ -47,7 +57,7 @@ class Scales:
         y: the size of each coordinate (`coordinate_sizes`).
         gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇_y L when y moves by its own size (one
             Hessian-vector product, of L; near an unconstrained minimum nothing else has the right size), and of Σ |λ_i ∇a_i|,
-            where a multiplier near zero has the size of eps^¼ times the one that would balance those terms.
+            where a multiplier counts as at least eps^¼ and at most 10³ times the one that would balance those terms.
         rows: how much each constraint changes, to first order, when y moves by its own size.
     """
 
@@ -98,6 +108,14 @@ class Optimality:
             sizes = gradient_sizes(steepest, self._magnitudes, self._size, torch.cat([equality, inequality], 1), self.p)
             self._known = equality, inequality, Scales(self._size, sizes, self._rows)
         return self._known[2]
+
+    def runaway(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> SampleMask:
+        """(b,) multipliers so large that they can only cancel each other: constraints depend, and a solver has let them grow."""
+        multipliers = torch.cat([equality, inequality], 1)
+        if not multipliers.shape[1]:
+            return torch.zeros_like(self.y[:, 0], dtype=torch.bool)
+        steepest = torch.maximum(self.gradient.abs(), self.at.hessian_product(self._move).abs())
+        return (multipliers.abs() > 1e6 * balancing_multipliers(steepest, self._magnitudes, self._size)).any(1)
 
     def relative_values(self, scales: Scales) -> Rows:
         """a relative to the change that a move of y by its own size brings: how far each constraint is from holding with equality."""

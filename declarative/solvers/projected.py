@@ -13,7 +13,7 @@ from declarative.engines.first_order import value_and_gradient, value_and_gradie
 from declarative.problem import Layout, Problem
 from declarative.projections import Projection
 from declarative.solution import Point, Status
-from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide
+from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.transforms import is_differentiated
@@ -92,6 +92,8 @@ class Projected(IterativeSolver):
             "shortened": torch.ones_like(length),  # the last change of length, which those weights account for
             "change": change,
             "residual": residual,
+            "first": value.detach(),
+            "drop": drop_of(value, gradient, y).detach(),
             **no_progress(y, value, residual),
         }
 
@@ -138,12 +140,12 @@ class Projected(IterativeSolver):
         status, done = decide(
             (~finite, Status.NON_FINITE),
             (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
-            (finite & (y_new.abs().amax(1) > eps**-0.75), Status.UNBOUNDED),
+            (finite & runs_off(state, value_new, y_new, y_new - y), Status.UNBOUNDED),
             (stuck, Status.NOT_STATIONARY),
         )
         new = {"y": y_new, "value": value_new, "gradient": gradient_new, "previous": torch.where(restart.unsqueeze(1), y_new, y), **seen}
         new |= {"length": length, "shortened": state["length"] / length, "weight": weight, "change": change, "residual": residual}
-        return new, status, done
+        return {**state, **new}, status, done
 
     @torch.no_grad()
     def _shorten(self, problem: Problem, at: tuple[Tensor, Tensor, Tensor], length: Tensor, noise: Tensor, still: Tensor) -> tuple[Tensor, ...]:
