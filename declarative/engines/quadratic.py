@@ -66,9 +66,9 @@ class Quadratic:
     def agrees(self, problem: Problem, y: Variables, p: int) -> SampleMask:
         """(b,) whether the statement has these values at y, to rounding."""
         root = torch.finfo(y.dtype).eps ** 0.5
-        step = (y - self.origin).abs().unsqueeze(-1)
-        reach_f = self.objective.abs() + ((self.slope.abs() + (self.hessian.abs() @ step).squeeze(-1)) * step.squeeze(-1)).sum(1)
-        reach_a = self.constraints.abs() + (self.jacobian.abs() @ step).squeeze(-1)
+        step = (y - self.origin).abs()
+        reach_f = self.objective.abs() + ((self.slope.abs() + times(self.hessian.abs(), step)) * step).sum(1)
+        reach_a = self.constraints.abs() + times(self.jacobian.abs(), step)
         value, h, g = (mine - theirs for mine, theirs in zip(self.evaluate(y, p), problem.evaluate(y), strict=True))
         return (value.abs() <= root * reach_f) & (torch.cat([h, g], 1).abs() <= root * reach_a).all(1)
 

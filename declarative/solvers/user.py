@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ class UserSolve(Solver):
             may be meant, to be polished.
     """
 
-    def accepted(self, eps: float) -> float:
-        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
+    _exactness: ClassVar[float] = 0.2
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         if init:
