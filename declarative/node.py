@@ -63,8 +63,8 @@ class DeclarativeNode(nn.Module):
         ...     def equality_constraints(self, x, y): return y.sum() - 1
         ...     def inequality_constraints(self, x, y): return -y
         ...     def initial_guess(self, x): return torch.full_like(x, 1 / x.shape[-1])
-        >>> Projection()(torch.tensor([[1.0, 0.0, 0.5]]))
-        tensor([[0.7500, 0.0000, 0.2500]])
+        >>> Projection()(torch.tensor([[0.5, 0.3, 0.6]]))
+        tensor([[0.3667, 0.1667, 0.4667]])
 
     Source: Gould, Hartley & Campbell, "Deep declarative networks", IEEE TPAMI 44(8), 2022.
     """

@@ -17,7 +17,17 @@ from declarative.typing import Variables
 
 @runtime_checkable
 class Projection(Protocol):
-    """A closed convex set, known by the nearest points in it."""
+    """A closed convex set, known by the nearest points in it. Any object with this method serves `Projected`.
+
+    Shapes:
+        y (b, m), flat, in and out: same dtype, same device.
+
+    Example:
+        >>> class Mean:  # all entries equal
+        ...     def project(self, y): return y.mean(1, keepdim=True).expand_as(y)
+        >>> isinstance(Mean(), Projection)
+        True
+    """
 
     def project(self, y: Variables) -> Variables:
         """(b, m) -> (b, m): the nearest point of the set, for each sample."""
@@ -26,11 +36,16 @@ class Projection(Protocol):
 
 @dataclass(frozen=True)
 class NonNegative:
-    """y ≥ 0.
+    """y ≥ 0: negative entries become zero.
+
+    Shapes:
+        y (b, m) -> (b, m).
 
     Example:
         >>> NonNegative().project(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2.]])
+
+    Source: Parikh & Boyd, "Proximal algorithms", Found. Trends Optim. 1(3), 2014.
     """
 
     def project(self, y: Variables) -> Variables:
@@ -39,14 +54,22 @@ class NonNegative:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """lower ≤ y ≤ upper.
+    """lower ≤ y ≤ upper: each entry is clipped.
 
     Args:
-        lower, upper: numbers, or tensors (m,) or (1, m) that all samples share; −inf and inf for no bound.
+        lower, upper: in the units of y: numbers, or tensors (m,) or (1, m) that all samples share; −inf and inf for no bound.
+
+    Shapes:
+        y (b, m) -> (b, m).
+
+    Raises:
+        TypeError, ValueError: bounds that are not numbers or tensors of that shape, that are NaN, or that leave nothing between them.
 
     Example:
         >>> Box(-1.0, 1.0).project(torch.tensor([[-3.0, 0.5]]))
         tensor([[-1.0000,  0.5000]])
+
+    Source: Parikh & Boyd, "Proximal algorithms", Found. Trends Optim. 1(3), 2014.
     """
 
     lower: float | Tensor
@@ -70,6 +93,15 @@ class Box:
 @dataclass(frozen=True)
 class Simplex:
     """y ≥ 0 with Σ y = total.
+
+    Args:
+        total: in the units of y, positive and finite.
+
+    Shapes:
+        y (b, m) -> (b, m).
+
+    Raises:
+        TypeError, ValueError: a total that is no number, or not positive and finite.
 
     Example:
         >>> Simplex().project(torch.tensor([[1.0, 0.0, 0.5]]))
@@ -97,15 +129,24 @@ class Simplex:
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """‖y − center‖ ≤ radius, in the Euclidean norm.
+    """‖y − center‖ ≤ radius, in the Euclidean norm: points outside are pulled straight to the centre.
 
     Args:
+        radius: in the units of y, positive and finite.
         center: a number or a tensor (m,) that all samples share.
+
+    Shapes:
+        y (b, m) -> (b, m).
+
+    Raises:
+        TypeError, ValueError: a radius that is no positive finite number, a centre that is no number or tensor (m,).
 
     Example:
         >>> Ball(5.0).project(torch.tensor([[6.0, 8.0], [1.0, 1.0]]))
         tensor([[3., 4.],
                 [1., 1.]])
+
+    Source: Parikh & Boyd, "Proximal algorithms", Found. Trends Optim. 1(3), 2014.
     """
 
     radius: float = 1.0

@@ -12,7 +12,6 @@ EqualityMultipliers = Float[Tensor, "b p"]
 InequalityMultipliers = Float[Tensor, "b q"]
 InequalityMask = Bool[Tensor, "b q"]
 Rows = Float[Tensor, "b k"]  # one number for each constraint
-RowMask = Bool[Tensor, "b k"]
 Hessians = Float[Tensor, "b m m"]
 Jacobians = Float[Tensor, "b k m"]
 Directions = Float[Tensor, "c n"]  # vectors that the batch shares

@@ -86,6 +86,27 @@ def test_min_norm_of_redundant_rows():
     close(w2, w.expand(1, 2) / 2, 1e-10)
 
 
+def test_min_norm_of_redundant_rows_of_a_linear_program():
+    """H = 0: A alone determines u, and Aᵀ w = v is solved by the shortest w; where rows do not determine u, by the shortest u."""
+    _, A, v, r = system(2, 3, 3, seed=4)
+    rows, sides = torch.cat([A, 2 * A[:, :1]], 1), torch.cat([r, 2 * r[:, :1]], 1)
+    # The second sample has one more row that does not count, and a free direction.
+    rows, sides = torch.cat([rows, A[:, 1:2]], 1), torch.cat([sides, r[:, 1:2]], 1)
+    mask = torch.tensor([[1.0, 1, 1, 1, 0], [1, 0, 0, 1, 0]], dtype=F64)
+    p = policy("min_norm", 2, 3)
+    u, w = solve_bordered(p, torch.zeros(2, 3, 3, dtype=F64), rows, mask, v, sides)
+    assert "rank 3, not 4" in p.report.irregular[0]
+    assert "rank 1, not 2" in p.report.irregular[1]
+    for i in range(2):
+        counted = mask[i] > 0
+        close(u[i], torch.linalg.pinv(rows[i][counted]) @ sides[i][counted], 1e-10)
+        # w is the shortest in units of rows of length 1.
+        lengths = torch.linalg.vector_norm(rows[i][counted], dim=1)
+        unit = rows[i][counted] / lengths.unsqueeze(1)
+        close(w[i][counted] * lengths, torch.linalg.pinv(unit.T) @ v[i], 1e-10)
+        assert not bool(w[i][~counted].any())
+
+
 def test_diagnosis():
     def kkt(H, A):
         k = len(A)

@@ -18,11 +18,7 @@ from declarative.kkt.iterative import Outcome, conjugate_gradients, minres
 from declarative.kkt.matrix_free import MatrixFreeKKT
 from declarative.kkt.null_space import row_space
 from declarative.problem import Problem
-from declarative.solution import Solution
 from declarative.structure.base import Operator
-
-# (solution, v, v_λ) -> (u, w), flat.
-Hook = Callable[[Solution, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def matrix_free(

@@ -30,7 +30,7 @@ class Unrolled(Differentiation):
             of its own in differentiable torch, which is run as it is written.
 
     Shapes:
-        As those of the node: y (b, *y_shape).
+        As those of the node: y (b, *y_shape), status (b,).
 
     Raises:
         TypeError: solvers that are not made of steps (`SciPy`), a solve that torch cannot differentiate; use `Implicit`.

@@ -80,9 +80,8 @@ class Quadratic:
             (times(self.jacobian.mT, weights), at.jacobian_transposed_product(weights), times(magnitudes.mT, weights.abs())),
         )
         # Entries that are zero by cancellation are compared with the others.
-        return torch.stack(
-            [((mine - theirs).abs() <= root * (terms + terms.mean(1, keepdim=True))).all(1) for mine, theirs, terms in pairs if terms.shape[1]]
-        ).all(0)
+        limits = ((mine - theirs, root * (terms + terms.mean(1, keepdim=True))) for mine, theirs, terms in pairs if terms.shape[1])
+        return torch.stack([(difference.abs() <= limit).all(1) for difference, limit in limits]).all(0)
 
     def gradient(self, y: Variables) -> Variables:
         """∇f at y."""

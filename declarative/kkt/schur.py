@@ -19,7 +19,7 @@ from torch import Tensor
 from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.bordered import IrregularPolicy, assemble, kept_rows, solve_bordered
 from declarative.kkt.lu import lu_factor
-from declarative.kkt.symmetric import symmetric_solve
+from declarative.kkt.symmetric import SCREEN, largest_entry, symmetric_solve
 from declarative.structure.base import Operator
 from declarative.structure.elementary import DenseOperator, DiagonalOperator
 from declarative.structure.sparse import SparseOperator
@@ -27,8 +27,6 @@ from declarative.typing import Rows, Variables
 
 # Numbers in the dense matrices that a fallback may form (2 GiB in float64).
 _LARGEST_DENSE = 2**28
-# As in symmetric.py: generous, because whoever is suspected is only looked at again.
-_SCREEN = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +91,18 @@ class SchurKKT(Operator):
             return torch.zeros_like(columns)
         factor = _SchurFactor(self)
         solution = factor.solve(columns)
-        eps, scale = torch.finfo(columns.dtype).eps, _size(columns).clamp_min(torch.finfo(columns.dtype).tiny)
+        eps, scale = torch.finfo(columns.dtype).eps, largest_entry(columns).clamp_min(torch.finfo(columns.dtype).tiny)
         residual = columns - self.matmul_columns(solution)
-        relative, refined = _size(residual) / scale, 0
+        relative, refined = largest_entry(residual) / scale, 0
         while refined < 2 and not bool((relative <= eps**0.75).all()):
             refined += 1
             better = solution + factor.solve(residual)
             renewed = columns - self.matmul_columns(better)
-            gained = (_size(renewed) / scale < relative)[:, None, None]
+            gained = (largest_entry(renewed) / scale < relative)[:, None, None]
             if not bool(gained.any()):
                 break
             solution, residual = torch.where(gained, better, solution), torch.where(gained, renewed, residual)
-            relative = _size(residual) / scale
+            relative = largest_entry(residual) / scale
         self.policy.report.residual, self.policy.report.refined = relative, refined
         settled = factor.sound & (relative <= eps**0.5)
         if not bool(settled.all()):
@@ -169,7 +167,7 @@ class _SchurFactor:
         eye = torch.eye(schur.shape[1], dtype=schur.dtype, device=schur.device)
         factor, pivots = lu_factor(torch.where(bad[:, None, None], eye, schur))
         smallest, largest = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1).abs(), dim=-1)
-        singular = ~(smallest > _SCREEN * schur.shape[1] * torch.finfo(schur.dtype).eps * largest)
+        singular = ~(smallest > SCREEN * schur.shape[1] * torch.finfo(schur.dtype).eps * largest)
         self.sound = self.sound & ~bad & ~singular
         self._factor, self._pivots = torch.where((bad | singular)[:, None, None], eye, factor), pivots
 
@@ -205,8 +203,3 @@ def _is_sound(hessian: Operator) -> Tensor:
     signs = torch.as_tensor(np.random.default_rng(n).standard_normal((n, 1)), dtype=diagonal.dtype, device=diagonal.device)
     grown = root * hessian.solve_columns(root * signs)
     return grown.abs().amax((1, 2)) * eps * n**0.5 < 0.1  # false for NaN
-
-
-def _size(columns: Tensor) -> Tensor:
-    """Largest entry of each sample."""
-    return torch.linalg.vector_norm(columns, ord=torch.inf, dim=(-2, -1))

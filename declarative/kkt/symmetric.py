@@ -29,7 +29,7 @@ class SingularPolicy(Protocol):
 
 # A pivot this many units of roundoff (times n) below the largest is looked at; whether the matrix is singular is then
 # decided by its eigenvalues after equilibration. The screen costs O(n), so it may be generous.
-_SCREEN = 1e4
+SCREEN = 1e4
 
 
 def is_singular(matrix: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _solve_checked(policy: SingularPolicy, matrix: Tensor, factor: Tensor, pivots: Tensor, rhs: Tensor, sound: Tensor) -> Tensor | None:
     """The solution, its residual measured, refined where that is not at rounding; None unless all samples are sound."""
     solution = torch.linalg.lu_solve(factor, pivots, rhs)
-    scale = _size(rhs).clamp_min(torch.finfo(rhs.dtype).tiny)
+    scale = largest_entry(rhs).clamp_min(torch.finfo(rhs.dtype).tiny)
     residual = torch.baddbmm(rhs, matrix, solution, alpha=-1)
-    relative = _size(residual) / scale
+    relative = largest_entry(residual) / scale
     accurate = relative <= torch.finfo(matrix.dtype).eps ** 0.75
     # One look at the numbers decides both questions: on a GPU each look waits for the device.
     refined = 0
@@ -65,14 +65,14 @@ def _solve_checked(policy: SingularPolicy, matrix: Tensor, factor: Tensor, pivot
             refined += 1
             better = solution + torch.linalg.lu_solve(factor, pivots, residual)
             renewed = torch.baddbmm(rhs, matrix, better, alpha=-1)
-            gained = (_size(renewed) / scale < relative)[:, None, None]
+            gained = (largest_entry(renewed) / scale < relative)[:, None, None]
             solution, residual = torch.where(gained, better, solution), torch.where(gained, renewed, residual)
-            relative = _size(residual) / scale
+            relative = largest_entry(residual) / scale
     policy.record(matrix, solution, residual, relative, refined)
     return solution
 
 
-def _size(columns: Tensor) -> Tensor:
+def largest_entry(columns: Tensor) -> Tensor:
     """Largest entry of each sample."""
     return torch.linalg.vector_norm(columns, ord=torch.inf, dim=(-2, -1))
 
@@ -85,7 +85,7 @@ class _SymmetricSolve(torch.autograd.Function):
             return torch.zeros_like(rhs)
         factor, pivots = lu_factor(matrix)
         smallest, largest = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1).abs(), dim=-1)
-        sound = smallest > _SCREEN * n * torch.finfo(matrix.dtype).eps * largest  # false for NaN
+        sound = smallest > SCREEN * n * torch.finfo(matrix.dtype).eps * largest  # false for NaN
         solved = _solve_checked(policy, matrix, factor, pivots, rhs, sound)
         if solved is not None:
             return solved

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,18 +37,26 @@ class Iterate:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
-    """Finds y.
+    """Finds y. These options are those of every solver.
 
     Args:
-        tolerance: how exact; each solver says in what units. None: its default for the dtype.
-        max_iterations: at most this many steps for a sample.
+        tolerance: how exact, a positive number; each solver says in what units. None: its default for the dtype.
+        max_iterations: at most this many steps for a sample. The default is the solver's.
         on_failure: "raise" a `SolverError` naming samples and causes; "warn" with a `SolverWarning` and return the last
             iterates; "nan": mark the failed samples with NaN (their neighbours are untouched), silently but for `status`.
+
+    Shapes:
+        y (b, *y_shape), as `initial_guess` returns it; multipliers ν (b, p) and μ (b, q); status and iterations (b,).
+
+    Raises:
+        TypeError, ValueError: options of a wrong kind or out of range.
+        SolverError: samples that failed, with on_failure "raise".
     """
 
     tolerance: float | None = None
     max_iterations: int = 100
     on_failure: str = "raise"
+    _exactness: ClassVar[float] = 0.5  # the power of eps that passes by default
 
     def __post_init__(self) -> None:
         if self.on_failure not in ON_FAILURE_CHOICES:
@@ -72,7 +80,7 @@ class Solver(ABC):
 
     def accepted(self, eps: float) -> float:
         """The relative residual up to which a point that the solver calls a solution passes for one."""
-        return eps**0.5 if self.tolerance is None else max(self.tolerance, eps**0.5)
+        return eps**self._exactness if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def strict(self) -> Solver:
         """This solver, as exact as it gets (for finite differences)."""
@@ -141,9 +149,15 @@ class Progress:
     """What a solver's `progress` is called with after each iteration; `print` shows it as a line.
 
     Args:
+        solver: the class of the solver, by name.
         iteration: how many there have been.
         running, total: samples that are not done yet, and all of them.
         residual: the largest of the running samples' own measures of what is left, in the units of the solver's tolerance.
+
+    Example:
+        >>> print(Progress("Newton", 3, 2, 8, 1e-4))
+        Newton    3: 2 of 8 samples running, residual 1.0e-04
+        >>> node = Projection(solver=InteriorPoint(progress=print))  # a line for each step of every solve; Projection: see DeclarativeNode
     """
 
     solver: str
@@ -223,14 +237,14 @@ def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[St
         if bool(done.any()):
             if alive.shape[0] == problem.batch and bool(done.all()):
                 return here, status_here, iterations
-            state = {name: _write(state[name], alive, value) for name, value in here.items()}
+            state = {name: state[name].index_copy(0, alive, value) for name, value in here.items()}
             status[alive[done]] = status_here[done]
             keep = (~done).nonzero().squeeze(1)
             if keep.numel() == 0:
                 return state, status, iterations
             alive, current = alive[keep], current.select(keep)
             here = {name: value[keep] for name, value in here.items()}
-    return {name: _write(state[name], alive, value) for name, value in here.items()}, status, iterations
+    return {name: state[name].index_copy(0, alive, value) for name, value in here.items()}, status, iterations
 
 
 def report(solver: IterativeSolver, state: State, done: SampleMask, count: int, total: int) -> None:
@@ -239,10 +253,6 @@ def report(solver: IterativeSolver, state: State, done: SampleMask, count: int, 
         left = state["residual"].detach()[~done]
         worst = float(left.max()) if left.numel() else 0.0
         solver.progress(Progress(type(solver).__name__, count + 1, left.numel(), total, worst))
-
-
-def _write(full: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    return full.index_copy(0, index, values)
 
 
 def decide(*outcomes: tuple[Tensor, Status]) -> tuple[Tensor, Tensor]:

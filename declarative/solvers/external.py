@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -45,13 +45,16 @@ class External(Solver):
             of cvxpy's dual values for `h == 0` and `g <= 0`. None in place of one: it is recovered from y.
         tolerance: how far from stationary and feasible y may be, relative to the scale of the terms. Default eps^⅕ (7e-4 in
             float64), as for a node's own `solve`.
+        max_iterations: not used; the function has limits of its own.
 
     Shapes:
         y: y_shape; ν: (p,); μ: (q,), each of any shape with that many entries. They come back in the dtype and on the device
         of the inputs.
 
     Raises:
-        TypeError, ValueError: results that are not numbers, or whose shapes differ between samples or from the statement.
+        TypeError, ValueError: results that are not numbers, or whose shapes differ between samples or from the statement; a warm
+            start, which it does not take.
+        SolverError: an exception of the function, with on_failure "raise".
 
     Example:
         >>> import cvxpy
@@ -61,12 +64,15 @@ class External(Solver):
         ...     z.value = x
         ...     program.solve()
         ...     return y.value
-        >>> Projection(solver=External(by_cvxpy), polish=3)(torch.tensor([[1.0, 0.0, 0.5]]))  # Projection: see DeclarativeNode
-        tensor([[0.7500, 0.0000, 0.2500]])
+        >>> Projection(solver=External(by_cvxpy), polish=3)(torch.tensor([[0.5, 0.3, 0.6]]))  # Projection: see DeclarativeNode
+        tensor([[0.3667, 0.1667, 0.4667]])
+
+    Source: the signs are those of Diamond & Boyd, "CVXPY", JMLR 17(83), 2016.
     """
 
     function: Callable[..., Any]
     multipliers: bool = field(default=False, kw_only=True)
+    _exactness: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,9 +80,6 @@ class External(Solver):
             raise TypeError(f"External(function) must be callable with the numpy arrays of one instance, got {self.function!r}")
         if not isinstance(self.multipliers, bool):
             raise TypeError(f"External(multipliers=...) must be True or False, got {self.multipliers!r}")
-
-    def accepted(self, eps: float) -> float:
-        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def start(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Variables, Layout]:
         # Without a sample to solve, only initial_guess tells the shape of y.

@@ -8,7 +8,7 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
-from declarative.solvers.optimality import coordinate_sizes
+from declarative.solvers.optimality import coordinate_sizes, probe
 from declarative.typing import Rows, SampleMask, Variables
 
 _STEPS = 60
@@ -22,8 +22,7 @@ def is_infeasible(problem: Problem, y: Variables, p: int) -> SampleMask:
     eps = torch.finfo(y.dtype).eps
     size = coordinate_sizes(y)
     damping = torch.full_like(y[:, 0], 1e-3)
-    probe = size * (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
-    scale = torch.maximum(*(_changes(problem, at, size) for at in (y, y + probe))).clamp_min(torch.finfo(y.dtype).tiny)
+    scale = torch.maximum(*(_changes(problem, at, size) for at in (y, y + probe(size)))).clamp_min(torch.finfo(y.dtype).tiny)
     residual, jacobian = _violation(problem, y, size, scale, p)
     halfway = residual
     for count in range(_STEPS):

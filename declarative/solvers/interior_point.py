@@ -44,7 +44,7 @@ class InteriorPoint(IterativeSolver):
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
         if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
-            return Newton(max_iterations=self.max_iterations, progress=self.progress).solve(problem, init)
+            return self._without_barrier().solve(problem, init)
         found, _ = super().solve(problem, init)
         if found.quadratic is None or found.equality is None:
             return found, layout
@@ -58,8 +58,10 @@ class InteriorPoint(IterativeSolver):
         return replace(found, quadratic=None, **{name: getattr(found, name).index_copy(0, wrong, getattr(again, name)) for name in names})
 
     def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
-        if problem.evaluate(y)[2].shape[1]:
-            return self
+        # Steps that somebody else counts cannot be checked against the statement at the end.
+        return _Stepwise(**vars(self)) if problem.evaluate(y)[2].shape[1] else self._without_barrier()
+
+    def _without_barrier(self) -> Newton:
         return Newton(max_iterations=self.max_iterations, progress=self.progress)
 
     def step_from(self, problem: Problem, point: Point) -> Found:
@@ -71,7 +73,7 @@ class InteriorPoint(IterativeSolver):
         p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1), "convex": zero > 0}
         state |= {"first": at.objective, "drop": drop_of(at.objective, at.gradient, y)}
-        if self._recognises and not torch.is_grad_enabled() and not is_structured(problem.node) and is_quadratic(at):
+        if self._recognises and not is_structured(problem.node) and is_quadratic(at):
             known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
             state = with_quadratic(state, known) | {"magnitudes": known.jacobian.abs(), "curvatures": known.hessian.abs()}
             if p:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
+from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Point, Status
 from declarative.solvers.base import Found, IterativeSolver, State, decide, drop_of, runs_off
@@ -30,9 +31,13 @@ class LBFGS(IterativeSolver):
         tolerance: stop when each entry of ∇f is below this relative to the size of its terms (how much it changes when y moves by
             its own size). Default eps^⅔: 3.7e-11 in float64, 2.4e-5 in float32.
         max_iterations: 2000 by default.
+        on_failure, progress: as for every solver.
+
+    Shapes:
+        y (b, *y_shape). Of a warm start only y counts.
 
     Raises:
-        ValueError: the node has constraints.
+        ValueError: the node has constraints; memory below 1.
 
     Example:
         >>> class Chain(DeclarativeNode):  # x (b, n) -> y (b, n)
@@ -150,15 +155,11 @@ def _inverse_product(state: State, iteration: int) -> Variables:
     def solve(matrix: Tensor, side: Tensor, *, upper: bool) -> Tensor:
         return torch.linalg.solve_triangular(matrix, torch.where(valid, side, 0.0).unsqueeze(-1), upper=upper).squeeze(-1)
 
-    alpha = solve(triangle, _rows_times(steps, gradient)[:, by_age], upper=True)
+    alpha = solve(triangle, times(steps, gradient)[:, by_age], upper=True)
     q = gradient - _combined(changes, alpha[:, by_slot])
-    side = triangle.diagonal(dim1=1, dim2=2) * alpha - scale * _rows_times(changes, q)[:, by_age]
+    side = triangle.diagonal(dim1=1, dim2=2) * alpha - scale * times(changes, q)[:, by_age]
     delta = solve(triangle.mT, side, upper=False)
     return scale * q + _combined(steps, delta[:, by_slot])
-
-
-def _rows_times(rows: Tensor, vector: Tensor) -> Tensor:
-    return torch.bmm(rows, vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _combined(rows: Tensor, weights: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def _remember(state: State, y: Tensor, gradient: Tensor, moved: Tensor, iteratio
     slot = torch.tensor([iteration % state["steps"].shape[1]], device=y.device)
     steps = state["steps"].index_copy(1, slot, step.unsqueeze(1))
     changes = state["changes"].index_copy(1, slot, change.unsqueeze(1))
-    column = _rows_times(steps, change)
+    column = times(steps, change)
     products = state["products"].index_copy(2, slot, column.unsqueeze(2))
     curvature, squared = (step * change).sum(1), change.square().sum(1)
     # The cautious update. The bound is far below the cosine of any curvature that rounding lets one see.

@@ -31,11 +31,14 @@ class MultiStart(Solver):
         starts: how many. The first is the node's `initial_guess` (or the warm start), the others it plus
             spread · (1 + |y|) · standard normal noise, the same for every sample. Or a function (*inputs) -> (k, b, *y_shape), or a tuple
             of such tensors, that gives all starts; inputs come batch first, and a warm start is one more in front.
-        spread: how far the other starts are.
+        spread: how far the other starts are, in units of 1 + |y|.
         seed: of the noise; the same seed gives the same starts.
 
+    Shapes:
+        As those of the solver. It solves k · b samples at once, and takes the memory of as many.
+
     Raises:
-        ValueError: starts of the wrong shape; a `UserSolve`, which takes no start.
+        TypeError, ValueError: starts that are no tensors or of the wrong shape; a `UserSolve`, which takes no start.
 
     Example:
         >>> class Well(DeclarativeNode):  # x (b, 1) -> y (b, 1)
@@ -44,6 +47,8 @@ class MultiStart(Solver):
         >>> x = torch.tensor([[0.0001]])
         >>> Well()(x), Well(solver=MultiStart(Newton()))(x)
         (tensor([[1.0000]]), tensor([[-1.0000]]))
+
+    Source: Rinnooy Kan & Timmer, "Stochastic global optimization methods I", Math. Programming 39, 1987, of which this is the plain form.
     """
 
     solver: Solver

@@ -1,4 +1,4 @@
-"""Batched Newton for unconstrained and equality-constrained problems (Nocedal & Wright, ch. 3 and 18)."""
+"""Batched Newton for unconstrained and equality-constrained problems."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.base import IterativeSolver, State, decide, drop_of, runs_off
@@ -28,6 +29,24 @@ class Newton(IterativeSolver):
         tolerance: stop when the Newton step is below this relative to 1 + ‖y‖∞, and below its root relative to each
             coordinate, and then take that step (so that the error left is about its square). Default eps^¾: 1.8e-12 in
             float64, 6e-6 in float32.
+        max_iterations: 100 by default.
+        on_failure, progress: as for every solver.
+
+    Shapes:
+        y (b, *y_shape) and ν (b, p), both kept from a warm start.
+
+    Raises:
+        ValueError: the node has inequality constraints.
+
+    Example:
+        >>> class Nearest(DeclarativeNode):  # of a circle's points: x (b, 2) -> y (b, 2)
+        ...     def objective(self, x, y): return 0.5 * (y - x).square().sum()
+        ...     def equality_constraints(self, x, y): return y @ y - 1
+        ...     def initial_guess(self, x): return x
+        >>> Nearest(solver=Newton())(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+
+    Source: Nocedal & Wright, "Numerical Optimization", 2006, ch. 3 and 18.
     """
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
@@ -49,7 +68,7 @@ class Newton(IterativeSolver):
         step, change = model.solve(at.gradient, -h)
         # The model is of L at the old ν, so its multipliers are a change of ν. The merit function f + ρ‖h‖₁ needs ∇f.
         jacobian = at.jacobian()
-        gradient = at.gradient - (jacobian.mT @ state["equality"].unsqueeze(-1)).squeeze(-1)
+        gradient = at.gradient - times(jacobian.mT, state["equality"])
         infeasibility = h.abs().sum(1)
         slope = (gradient * step).sum(1)
         rounding = 10 * eps * (jacobian.abs().sum(2) * scale.unsqueeze(1)).sum(1)
@@ -107,6 +126,6 @@ def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:
         return torch.zeros_like(scale, dtype=torch.bool)
     root = torch.finfo(h.dtype).eps ** 0.5
     largest = torch.linalg.vector_norm(jacobian, dim=2).amax(1)
-    pull = torch.linalg.vector_norm((jacobian.mT @ h.unsqueeze(-1)).squeeze(-1), dim=1)
+    pull = torch.linalg.vector_norm(times(jacobian.mT, h), dim=1)
     size = torch.linalg.vector_norm(h, dim=1)
     return (pull <= root * largest * size) & (size > root * (1 + largest) * scale)

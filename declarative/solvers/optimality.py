@@ -26,6 +26,13 @@ def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
     return y.abs() + least * (1 + y.abs().amax(1, keepdim=True))
 
 
+def probe(sizes: Variables) -> Variables:
+    """A move of each coordinate by its own size. It turns by the golden angle: no pattern that a statement is likely to have (sums,
+    differences) is blind to it.
+    """
+    return sizes * (2.399963 * torch.arange(sizes.shape[1], dtype=sizes.dtype, device=sizes.device)).cos()
+
+
 # Times the multiplier that balances ∇f.
 _LARGEST = 1e3
 
@@ -88,9 +95,7 @@ class Optimality:
         self._magnitudes = self.jacobian.abs()
         self._size = coordinate_sizes(y, floor)
         self._rows: Rows = times(self._magnitudes, self._size)
-        # Turns by the golden angle: no pattern that a statement is likely to have (sums, differences) is blind to it.
-        probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
-        self._move = self._size * probe
+        self._move = probe(self._size)
         self._known: tuple[Tensor, Tensor, Scales] | None = None
 
     def moved(self, y: Variables) -> Optimality:
@@ -148,7 +153,7 @@ class Optimality:
         """(stationarity, violation), relative; a multiplier of the wrong sign counts as its size in stationarity."""
         multipliers = torch.cat([equality, inequality], 1)
         scales = self.scales(equality, inequality) if scales is None else scales
-        total = self.gradient + (self.jacobian.mT @ multipliers.unsqueeze(-1)).squeeze(-1)
+        total = self.gradient + times(self.jacobian.mT, multipliers)
         stationarity = (total.abs() / scales.gradient).amax(1)
         if not multipliers.shape[1]:
             return stationarity, torch.zeros_like(stationarity)

@@ -36,9 +36,14 @@ class Projected(IterativeSolver):
         tolerance: stop when each entry of (y − Π(y − t∇f))/t is below this relative to the size of the terms of ∇f. Default eps^⅔:
             3.7e-11 in float64, 2.4e-5 in float32.
         max_iterations: 5000 by default.
+        on_failure, progress: as for every solver.
+
+    Shapes:
+        y (b, *y_shape), which the projection sees as (b, m). Multipliers are recovered from y; of a warm start only y counts.
 
     Raises:
-        ValueError: the node states no constraints, or a point of the set violates them.
+        ValueError: the node states no constraints, or a point of the set violates them; the projection changes shape or dtype.
+        TypeError: a projection that cannot be called, or that returns no tensor.
 
     Example:
         >>> class Nearest(DeclarativeNode):  # x (b, n) -> y (b, n)

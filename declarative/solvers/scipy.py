@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.optimize
@@ -61,6 +61,10 @@ class SciPy(Solver):
         workers: how many threads share the samples of a batch. The results are the same; whether it is faster depends on
             how much of the work is done inside torch and scipy rather than between them. The statement must then allow
             being evaluated by several threads.
+        on_failure: as for every solver.
+
+    Shapes:
+        y (b, *y_shape), ν (b, p), μ (b, q). scipy sees the y of one instance flat, (m,).
 
     Raises:
         ValueError, TypeError: an unknown method, an option that the method does not know, constraints that it would
@@ -74,12 +78,16 @@ class SciPy(Solver):
         >>> s = Cheapest(solver=SciPy("highs")).solution(torch.tensor([[3.0, 4.0]]))
         >>> s.y, s.inequality_multipliers
         (tensor([[3., 4.]]), tensor([[1., 2.]]))
+
+    Source: Virtanen et al., "SciPy 1.0", Nature Methods 17, 2020; Huangfu & Hall, "Parallelizing the dual revised simplex method", Math. Prog.
+    Comp. 10, 2018 (HiGHS).
     """
 
     method: str | None = None
     max_iterations: int = field(default=1000, kw_only=True)
     options: dict[str, Any] = field(default_factory=dict, kw_only=True)
     workers: int = field(default=1, kw_only=True)
+    _exactness: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,9 +104,6 @@ class SciPy(Solver):
             )
         if self.method is not None:
             _reject_unknown_options(self.method.lower(), self.options)
-
-    def accepted(self, eps: float) -> float:
-        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)

@@ -13,7 +13,7 @@ from declarative.engines.autodiff import linearise
 from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
 from declarative.solvers.base import State
-from declarative.solvers.optimality import coordinate_sizes
+from declarative.solvers.optimality import coordinate_sizes, probe
 from declarative.typing import SampleMask, Values, Variables
 
 _PATIENCE = 30
@@ -21,15 +21,10 @@ _PATIENCE = 30
 REFRESH = 20
 
 
-def probe(y: Variables) -> Variables:
-    """A move of each coordinate by its own size, in a direction that is special to no statement."""
-    return coordinate_sizes(y) * (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos()
-
-
 @torch.no_grad()
 def gradient_change(problem: Problem, y: Variables) -> Variables:
-    """H d for d = probe(y), by one product: the size of the terms of ∇f, entry by entry, as finish.py measures it."""
-    return linearise(problem, y).hessian_product(probe(y)).detach()
+    """H d for the probe d, by one product: the size of the terms of ∇f, entry by entry, as finish.py measures it."""
+    return linearise(problem, y).hessian_product(probe(coordinate_sizes(y))).detach()
 
 
 def relative(residual: Variables, gradient: Variables, change: Variables) -> Values:
@@ -81,7 +76,7 @@ def first_scale(y: Tensor, gradient: Tensor, change: Tensor) -> Values:
     """The multiple of −∇f to begin with: the inverse of the curvature that the probe met, not further than 1 + ‖y‖∞."""
     tiny = torch.finfo(y.dtype).tiny
     longest = (1 + y.abs().amax(1)) / gradient.abs().amax(1).clamp_min(tiny)
-    scale = (probe(y) * change).sum(1) / change.square().sum(1)
+    scale = (probe(coordinate_sizes(y)) * change).sum(1) / change.square().sum(1)
     return torch.where(torch.isfinite(scale) & (scale > 0), torch.minimum(scale, longest), longest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,10 +25,26 @@ class UserSolve(Solver):
         tolerance: how far from stationary and feasible its result may be, relative to the scale of the terms, before it
             counts as not a minimiser. Default eps^⅕ (7e-4 in float64, 4e-2 in float32): coarse, because a coarse solve
             may be meant, to be polished.
+        max_iterations: not used.
+        on_failure: as for every solver.
+
+    Shapes:
+        Inputs come batch first. y (b, *y_shape), or a `Solution` with whatever else the solve knows: multipliers (b, p) and (b, q), status
+        and iterations (b,).
+
+    Raises:
+        TypeError, ValueError: results of another kind, shape, dtype or device; a warm start, which it does not take.
+
+    Example:
+        >>> class Shift(DeclarativeNode):  # x (b, n) -> y (b, n)
+        ...     def objective(self, x, y): return 0.5 * (y - x - 1).square().sum()
+        ...     def solve(self, x): return x + 1
+        >>> Shift(solver=UserSolve(on_failure="nan"))(torch.tensor([[1.0, float("inf")], [1.0, 2.0]]))
+        tensor([[nan, nan],
+                [2., 3.]])
     """
 
-    def accepted(self, eps: float) -> float:
-        return eps**0.2 if self.tolerance is None else max(self.tolerance, eps**0.5)
+    _exactness: ClassVar[float] = 0.2
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         if init:

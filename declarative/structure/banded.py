@@ -105,14 +105,15 @@ class BandedOperator(Operator):
         return torch.as_tensor(solutions, dtype=columns.dtype, device=columns.device)
 
     def _solved(self, stored: np.ndarray, sides: np.ndarray) -> np.ndarray:
-        """All samples by one call of LAPACK, end to end as one matrix; one by one where one of them is singular."""
+        """All samples by one call of LAPACK, end to end as one matrix; one by one where one of them is singular or overflows."""
         extent = (self.lower, self.upper)
         try:
             whole = scipy.linalg.solve_banded(extent, _end_to_end(stored), sides.reshape(-1, sides.shape[2]), check_finite=False)
+        except np.linalg.LinAlgError:  # exactly singular
+            whole = np.full((sides.shape[0] * sides.shape[1], sides.shape[2]), np.inf, sides.dtype)
+        # Blocks are coupled by zeros, and 0 · inf is NaN: one that is not finite spoils its neighbours.
+        if len(stored) == 1 or np.isfinite(whole).all():
             return whole.reshape(sides.shape)
-        except np.linalg.LinAlgError:
-            if len(stored) == 1:
-                return np.full_like(sides, np.inf)  # exactly singular
         return np.concatenate([self._solved(stored[i : i + 1], sides[i : i + 1]) for i in range(len(stored))])
 
 

@@ -1,4 +1,4 @@
-"""Newton away from minima: maxima, saddle points, flat models; and what becomes of problems without a solution."""
+"""Newton near minima and away from them: maxima, saddle points, flat models; and what becomes of problems without a solution."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from declarative import DeclarativeNode, Solution, SolverError, Status, certify
 from declarative.solvers import InteriorPoint, Newton
 from tests.conformance.cases import close, weights
+from tests.solvers.statements import F64, Rosenbrock
 
-F64 = torch.float64
 ZERO = torch.zeros(2, 2, dtype=F64)
 
 
@@ -19,6 +19,29 @@ def node_of(objective, equalities=None, inequalities=None, start=lambda x: x.clo
     if inequalities:
         methods["inequality_constraints"] = lambda self, x, y: inequalities(y)
     return type("Made", (DeclarativeNode,), methods)(**options)
+
+
+@pytest.mark.parametrize("solver", [None, Newton()], ids=str)
+def test_rosenbrock(solver):
+    x = torch.tensor([[1.0], [0.7], [-0.5]], dtype=F64, requires_grad=True)
+    y = Rosenbrock(solver=solver, polish=4)(x)
+    close(y, torch.cat([x, x**2], 1), 1e-7)
+    close(torch.autograd.grad(y[:, 1].sum(), x)[0], 2 * x.detach(), 1e-6)
+
+
+class Barrier(DeclarativeNode):
+    """min xy − log y: the logarithm of a trial point that is too far is NaN."""
+
+    def objective(self, x, y):
+        return (x * y - torch.log(y)).sum()
+
+    def initial_guess(self, x):
+        return torch.full_like(x, 30.0)
+
+
+def test_trial_points_outside_the_domain():
+    x = torch.tensor([[0.5, 2.0, 10.0], [1.0, 1.0, 100.0]], dtype=F64)
+    close(Barrier()(x), 1 / x, 1e-10)
 
 
 WELLS = {

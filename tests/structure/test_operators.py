@@ -208,3 +208,42 @@ def test_expanded_and_transposed_tensors():
     close(operator.solve(weights((4, 3), 2).T), weights((4, 3), 2).T / operator.values, 1e-13)
     shared = DenseOperator(dense(1, 4).expand(3, 4, 4).mT)
     close(shared.solve(weights((3, 4), 2)), torch.linalg.solve(shared.to_dense(), weights((3, 4), 2)), 1e-12)
+
+
+def broken(kind, n, lower, upper, dtype):
+    """Bands of one sample: singular in the first pivot or in the last, of wrong sign, not finite, or of a solution that overflows."""
+    bands = torch.zeros(lower + upper + 1, n, dtype=dtype)
+    bands[lower] = 1.0
+    place, value = {"first": (0, 0.0), "last": (-1, 0.0), "indefinite": (1, -1.0), "nan": (1, torch.nan), "inf": (-1, torch.inf)}.get(kind, (0, 1.0))
+    bands[lower, place] = value
+    return bands * torch.finfo(dtype).tiny if kind == "overflow" else bands
+
+
+@pytest.mark.parametrize("extent", [(1, 1), (2, 2), (0, 2), (2, 1), (3, 0)], ids=str)
+@pytest.mark.parametrize("kind", ["first", "last", "indefinite", "nan", "inf", "overflow"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_broken_band_among_sound_ones(kind, extent, dtype):
+    """One LAPACK call serves the batch: what is wrong with a sample must not reach those before and after it."""
+    n, sample = 5, 1
+    bands, rhs = banded(3, n, dtype, *extent).bands.clone(), 100 * weights((3, n), 9).to(dtype)
+    bands[sample] = broken(kind, n, *extent, dtype)
+    operator = BandedOperator(bands, *extent)
+    found, others = operator.solve_columns(rhs.unsqueeze(-1)).squeeze(-1), [0, 2]
+    alone = torch.stack([torch.linalg.solve(BandedOperator(bands[[i]], *extent).to_dense()[0], rhs[i]) for i in others])
+    close(found[others], alone, 1e-12 if dtype == F64 else 1e-4)
+    if kind == "indefinite":
+        close(found[sample], rhs[sample] * torch.tensor([1, -1, 1, 1, 1], dtype=dtype), 1e-13)
+    else:
+        assert not bool(found[sample].isfinite().all())
+
+
+@pytest.mark.parametrize("width", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["first", "last", "indefinite", "nan", "inf", "sound"])
+def test_definiteness_of_a_band_among_others(kind, width):
+    bands = banded(3, 5, lower=width, upper=width).bands.clone()
+    for d in range(1, width + 1):  # symmetric: A[i, i − d] = A[i − d, i]
+        bands[:, width - d, d:] = bands[:, width + d, : 5 - d]
+    bands[1] = broken(kind, 5, width, width, F64)
+    operator = BandedOperator(bands, width, width)
+    assert operator.is_positive_definite().tolist() == [True, kind == "sound", True]
+    assert BandedOperator(bands[:0], width, width).is_positive_definite().tolist() == []
