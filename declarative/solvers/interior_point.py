@@ -22,6 +22,8 @@ from declarative.solvers.optimality import Optimality
 from declarative.solvers.polish import step_on_active_set
 from declarative.typing import Counts, SampleMask, Variables
 
+_MOVING = ("y", "slack", "equality", "inequality")
+
 
 @dataclass(frozen=True)
 class InteriorPoint(IterativeSolver):
@@ -34,9 +36,27 @@ class InteriorPoint(IterativeSolver):
     few neighbouring numbers. What is left of the barrier is removed afterwards, by Newton steps on the active set, so
     that y and μ come out at machine precision.
 
+    Maxima and saddle points are left. Where the inequalities leave no strict interior (an equation written twice the other way round, a
+    transport plan with an empty row) it converges more slowly.
+
     Args:
         tolerance: stop when stationarity, infeasibility and complementarity are below this relative to their scales.
             Default eps^⅔: 3.7e-11 in float64, 2.4e-5 in float32.
+
+    Shapes:
+        y (b, *y_shape) as the node's `initial_guess`; ν (b, p), μ (b, q), μ ≥ 0.
+
+    Example:
+        >>> class Projection(DeclarativeNode):  # onto the simplex
+        ...     def objective(self, x, y): return 0.5 * ((y - x) ** 2).sum()
+        ...     def equality_constraints(self, x, y): return y.sum() - 1
+        ...     def inequality_constraints(self, x, y): return -y
+        ...     def initial_guess(self, x): return torch.full_like(x, 1 / x.shape[-1])
+        >>> Projection(solver=InteriorPoint(max_iterations=50)).solution(torch.tensor([[2.0, 0.0]])).inequality_multipliers
+        tensor([[0., 1.]])
+
+    Source: Mehrotra, SIAM J. Optim. 2(4), 1992; Nocedal & Wright, "Numerical Optimization", ch. 19; Wächter & Biegler, Math. Prog.
+    88, 2000 (why bounds that hold must go on holding).
     """
 
     _recognises: ClassVar[bool] = True
@@ -79,13 +99,18 @@ class InteriorPoint(IterativeSolver):
             if p:
                 state["basis"], state["inverse"] = row_space(known.jacobian[:, :p].detach())
         h, g = at.constraints[:, :p], at.constraints[:, p:]
-        return _warm_start(problem, state, init, g) if init else _cold_start(problem, state, h, g)
+        state = _warm_start(problem, state, init, g) if init else _cold_start(problem, state, h, g)
+        return state | {"before": zero + torch.inf, **{f"last_{name}": state[name] for name in _MOVING}}
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
         eps = torch.finfo(state["y"].dtype).eps
         tolerance = eps ** (2 / 3) if self.tolerance is None else self.tolerance
         system = Barrier(problem, state)
-        converged = system.remaining <= tolerance
+        # Without a strict interior the slacks vanish before the last digits come, and what follows is rounding: the last point was better.
+        stalled = (state["before"] <= eps**0.5) & (system.remaining > 0.9 * state["before"]) & (system.remaining > tolerance)
+        if bool(stalled.any()):
+            state = state | {name: torch.where(stalled.unsqueeze(1), state[f"last_{name}"], state[name]) for name in _MOVING}
+        converged = (system.remaining <= tolerance) | stalled
         if bool((converged & state["convex"]).all()) and not torch.is_grad_enabled():
             return {**state, "residual": system.remaining}, torch.full_like(converged, int(Status.CONVERGED), dtype=torch.int64), converged
         s, mu, gap = state["slack"], state["inequality"], system.gap
@@ -126,6 +151,8 @@ class InteriorPoint(IterativeSolver):
             "penalty": penalty,
             "residual": system.remaining,
             "convex": convex,
+            "before": system.remaining,
+            **{f"last_{name}": state[name] for name in _MOVING},
             # Where the model is not convex, it may reach as far as it has shown to hold.
             "radius": torch.where(length < longest, (2 * length / longest).clamp(0.1, 1.0), 2.0) * state["radius"],
         }
@@ -158,8 +185,7 @@ class InteriorPoint(IterativeSolver):
         y = state["y"] + torch.where(trapped, 0.1 * state["radius"], 0.0).unsqueeze(1) * downhill
         _, h, g = problem.evaluate(y)
         renewed = _cold_start(problem, {**state, "y": y}, h, g)
-        moving = {name: renewed[name] for name in ("y", "slack", "equality", "inequality")}
-        return state | {name: torch.where(trapped.unsqueeze(1), value, state[name]) for name, value in moving.items()}
+        return state | {name: torch.where(trapped.unsqueeze(1), renewed[name], state[name]) for name in _MOVING}
 
 
 @dataclass(frozen=True)
