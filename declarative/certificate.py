@@ -95,7 +95,8 @@ def certify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, y: Solu
         ValueError, TypeError: inputs, or a y, that do not fit the node.
 
     Example:
-        >>> print(certify(Projection(), torch.randn(8, 5)))  # doctest: +SKIP
+        >>> certify(Projection(), torch.tensor([[2.0, 0.5, 0.0]])).regular  # print it for the causes; Projection: see DeclarativeNode
+        tensor([True])
     """
     if not isinstance(node, DeclarativeNode):
         raise TypeError(f"node must be a DeclarativeNode, got {type(node).__name__}")

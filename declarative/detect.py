@@ -56,7 +56,8 @@ def detect_structure(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0
         ValueError, TypeError: inputs that do not fit the node.
 
     Example:
-        >>> print(detect_structure(Projection(), torch.randn(4, 6)))  # doctest: +SKIP
+        >>> "hessian_structure" in str(detect_structure(Projection(), torch.randn(4, 6, dtype=torch.float64)))  # print it
+        True
     """
     if not isinstance(node, DeclarativeNode):
         raise TypeError(f"node must be a DeclarativeNode, got {type(node).__name__}")

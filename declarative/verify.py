@@ -62,7 +62,8 @@ def verify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, directio
         ValueError, TypeError: inputs that do not fit the node. Anything that goes wrong numerically is a failed row.
 
     Example:
-        >>> print(verify(Projection(), torch.randn(8, 5, dtype=torch.float64)))  # doctest: +SKIP
+        >>> verify(Projection(), torch.randn(8, 5, dtype=torch.float64)).ok  # print it for the table; Projection: see DeclarativeNode
+        True
     """
     if not isinstance(node, DeclarativeNode):
         raise TypeError(f"node must be a DeclarativeNode, got {type(node).__name__}")

@@ -51,7 +51,7 @@ class Implicit(Differentiation):
             what the node declares and by size (`node.explain(...)` says what and why). None: `Auto()`.
 
     Example:
-        >>> node = Projection(differentiation=Implicit(irregular="min_norm"))  # doctest: +SKIP
+        >>> node = Projection(differentiation=Implicit(irregular="min_norm"))  # Projection: see DeclarativeNode
     """
 
     irregular: str = "raise"
