@@ -25,7 +25,7 @@ from declarative.differentiation import Differentiation
 from declarative.engines.autodiff import linearise
 from declarative.problem import Problem
 from declarative.solvers import IterativeSolver, Newton, Solver
-from declarative.solvers.base import State
+from declarative.solvers.iterative import State
 
 SUITE = "unrolling"
 STEPS = (10, 100, 1000)

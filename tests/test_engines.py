@@ -5,7 +5,8 @@ import torch
 
 from declarative import DeclarativeNode
 from declarative.engines import nested
-from declarative.engines.autodiff import FunctionalLinearisation, GraphLinearisation
+from declarative.engines.autodiff import GraphLinearisation
+from declarative.engines.functional import FunctionalLinearisation
 from declarative.node import prepare
 from declarative.problem import Layout
 from tests.conformance.cases import close, weights

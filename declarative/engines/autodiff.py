@@ -12,22 +12,18 @@ derivatives need.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from declarative.batching import batched
 from declarative.engines.base import Linearisation
+from declarative.engines.functional import FunctionalLinearisation, lagrangian, rows_a_chunk, unit_cotangents
 from declarative.engines.nested import nested_hessian, nested_jacobian, pays
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
 from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Variables
-
-# Batched products move m·b numbers a row through the graph; past the cache one large sweep is slower than several
-# small ones (440 ms unchunked, 250 ms chunked at m = 200, b = 128).
-_NUMBERS_A_CHUNK = 65_536
 
 
 def linearise(
@@ -43,26 +39,6 @@ def linearise(
     return GraphLinearisation(problem, y, equality, inequality, wanted)
 
 
-def _lagrangian(parts: tuple[Tensor, Tensor, Tensor], equality: Tensor | None, inequality: Tensor | None) -> Tensor:
-    """Σ_samples f + νᵀh + μᵀg. Samples are separate instances, so the sum's derivatives are each sample's own."""
-    objective, h, g = parts
-    total = objective.sum()
-    if equality is not None and h.shape[1]:
-        total = total + (equality * h).sum()
-    if inequality is not None and g.shape[1]:
-        total = total + (inequality * g).sum()
-    return total
-
-
-def _unit_cotangents(output: Tensor) -> Tensor:
-    """(count, count): the i-th selects output i in every sample."""
-    return torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
-
-
-def _rows_a_chunk(y: Tensor) -> int:
-    return max(1, _NUMBERS_A_CHUNK // max(1, y.numel()))
-
-
 class GraphLinearisation:
     """The blocks from one reused autograd graph. Differentiable when built with grad mode on."""
 
@@ -76,7 +52,7 @@ class GraphLinearisation:
             parts = problem.evaluate(self._y, self._tensors)
             self._a = torch.cat(parts[1:], 1) if parts[1].shape[1] and parts[2].shape[1] else parts[1 if parts[1].shape[1] else 2]
             self._parts = parts
-            self._gradient = self._derivative(_lagrangian(parts, equality, inequality), None, create_graph=True)
+            self._gradient = self._derivative(lagrangian(parts, equality, inequality), None, create_graph=True)
         self._problem, self._multipliers = problem, (equality, inequality)
         self._hessian: Tensor | None = None
         self._jacobian: Tensor | None = None
@@ -86,7 +62,7 @@ class GraphLinearisation:
             return self
         other = copy.copy(self)
         with torch.enable_grad():
-            other._gradient = self._derivative(_lagrangian(self._parts, equality, inequality), None, create_graph=True)
+            other._gradient = self._derivative(lagrangian(self._parts, equality, inequality), None, create_graph=True)
         other._multipliers = equality, inequality
         return other
 
@@ -154,14 +130,14 @@ class GraphLinearisation:
     def _rows(self, output: Tensor, cotangents: Tensor | None = None) -> Tensor:
         """(b, c, m): products of the Jacobian of output (b, k) with cotangents (c, k), by default all of its rows."""
         if cotangents is None:
-            cotangents = _unit_cotangents(output)
+            cotangents = unit_cotangents(output)
         count, b = cotangents.shape[0], output.shape[0]
         if count == 0 or output.shape[1] == 0 or not output.requires_grad:
             return self._y.new_zeros(b, count, self._y.shape[1])
         cotangents = cotangents.unsqueeze(1).expand(count, b, output.shape[1])
         if count == 1:
             return self._derivative(output, cotangents[0]).unsqueeze(1)
-        step = _rows_a_chunk(self._y)
+        step = rows_a_chunk(self._y)
         # Not is_grads_batched=True: its legacy vmap (20 µs faster) cannot run a custom Function, so not a node inside a node.
         chunks = [batched(lambda cotangent: (self._derivative(output, cotangent),), (0,), len(part), (part,))[0] for part in cotangents.split(step)]
         rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
@@ -234,95 +210,4 @@ class GraphLinearisation:
         du, dw = torch.autograd.grad(
             [o for o, _ in pairs], (u, w), [t for _, t in pairs], create_graph=self._create_graph, allow_unused=True, materialize_grads=True
         )
-        return du, dw
-
-
-class FunctionalLinearisation:
-    """The blocks by torch.func, for use under its levels. Always differentiable."""
-
-    def __init__(self, problem: Problem, y: Tensor, equality: Tensor | None, inequality: Tensor | None) -> None:
-        self._problem, self._y = problem, y
-        self._equality, self._inequality = equality, inequality
-        outputs: Any = torch.func.vjp(self._system, y, has_aux=True)
-        (self._gradient, self._a), self._transpose, self._f = outputs
-
-    def with_multipliers(self, equality: Tensor, inequality: Tensor) -> FunctionalLinearisation:
-        return FunctionalLinearisation(self._problem, self._y, equality, inequality)
-
-    def _system(self, y: Tensor, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """((∇_y L, a), f) as a function of y and the problem's tensors."""
-
-        def total(v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            parts = self._problem.evaluate(v, tensors)
-            return _lagrangian(parts, self._equality, self._inequality), (torch.cat(parts[1:], 1), parts[0])
-
-        gradient, (a, objective) = torch.func.grad(total, has_aux=True)(y)
-        return (gradient, a), objective
-
-    @property
-    def objective(self) -> Tensor:
-        return self._f
-
-    @property
-    def constraints(self) -> Tensor:
-        return self._a
-
-    @property
-    def gradient(self) -> Tensor:
-        return self._gradient
-
-    def _rows(self, cotangents: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        b, count = self._y.shape[0], cotangents.shape[0]
-        if cotangents.numel() == 0:
-            return self._y.new_zeros(b, count, self._y.shape[1])
-        expanded = cotangents.unsqueeze(1).expand(count, b, cotangents.shape[1])
-        return torch.func.vmap(product, chunk_size=_rows_a_chunk(self._y))(expanded).transpose(0, 1)
-
-    def hessian(self) -> Hessians:
-        return self._rows(_unit_cotangents(self._gradient), self.hessian_product)
-
-    def jacobian(self) -> Jacobians:
-        return self.jacobian_products(_unit_cotangents(self._a))
-
-    def hessian_product(self, direction: Variables) -> Variables:
-        return self._transpose((direction, torch.zeros_like(self._a)))[0]
-
-    def hessian_products(self, directions: Directions) -> Products:
-        return self._rows(directions, self.hessian_product)
-
-    def jacobian_product(self, direction: Variables) -> Rows:
-        zero = torch.zeros_like(self._gradient)
-        twice: Any = torch.func.vjp(lambda w: self._transpose((zero, w))[0], torch.zeros_like(self._a))[1]
-        return twice(direction)[0]
-
-    def jacobian_transposed_product(self, rows: Rows) -> Variables:
-        return self._transpose((torch.zeros_like(self._gradient), rows))[0]
-
-    def jacobian_products(self, cotangents: Directions) -> Products:
-        zero = torch.zeros_like(self._gradient)
-        return self._rows(cotangents, lambda w: self._transpose((zero, w))[0])
-
-    def _of_tensors(self, positions: Sequence[int]) -> Callable[..., tuple[Tensor, Tensor]]:
-        def system(*chosen: Tensor) -> tuple[Tensor, Tensor]:
-            tensors = list(self._problem.tensors)
-            for position, tensor in zip(positions, chosen, strict=True):
-                tensors[position] = tensor
-            return self._system(self._y, tensors)[0]
-
-        return system
-
-    def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
-        chosen = [self._problem.tensors[k] for k in wanted]
-        transpose: Any = torch.func.vjp(self._of_tensors(wanted), *chosen)[1]
-        return list(transpose((u, w)))
-
-    def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
-        # The transpose of the linear pull-back, as above. torch.func.jvp would nest forward mode inside forward mode,
-        # which torch 2.13 does not support.
-        positions = list(tangents)
-        chosen = [self._problem.tensors[k] for k in positions]
-        pulled: Any = torch.func.vjp(self._of_tensors(positions), *chosen)
-        outputs, transpose = pulled
-        twice: Any = torch.func.vjp(lambda cotangents: transpose(cotangents), tuple(torch.zeros_like(o) for o in outputs))[1]
-        ((du, dw),) = twice(tuple(tangents.values()))
         return du, dw

@@ -1,8 +1,9 @@
 """How y is found: `Newton`, `InteriorPoint`, `LBFGS`, `Projected`, `SciPy`, `External`, `MultiStart`, and `UserSolve` for a node's own `solve`."""
 
-from declarative.solvers.base import IterativeSolver, Progress, Solver
+from declarative.solvers.base import Solver
 from declarative.solvers.external import External
 from declarative.solvers.interior_point import InteriorPoint
+from declarative.solvers.iterative import IterativeSolver, Progress
 from declarative.solvers.lbfgs import LBFGS
 from declarative.solvers.multi_start import MultiStart
 from declarative.solvers.newton import Newton

@@ -12,8 +12,8 @@ from declarative.engines.base import Linearisation
 from declarative.engines.blocks import hessian_operator, jacobian_operator, read_solution
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
-from declarative.solvers.base import State, quadratic_of, runs_off
 from declarative.solvers.condensed import condensed
+from declarative.solvers.iterative import State, quadratic_of, runs_off
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
 from declarative.solvers.step import ReducedModel

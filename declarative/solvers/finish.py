@@ -18,9 +18,10 @@ from declarative.engines.captured import reject_captured
 from declarative.errors import SolverError, SolverWarning, lost_gradient, name_samples
 from declarative.problem import Problem
 from declarative.solution import Point, Solved, Status
-from declarative.solvers.base import Iterate, IterativeSolver, Solver
+from declarative.solvers.base import Iterate, Solver
 from declarative.solvers.feasibility import is_infeasible
 from declarative.solvers.interior_point import InteriorPoint
+from declarative.solvers.iterative import IterativeSolver
 from declarative.solvers.multipliers import recover
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.polish import polish

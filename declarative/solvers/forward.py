@@ -10,8 +10,9 @@ from torch import Tensor
 
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Solved, Status
-from declarative.solvers.base import Found, Iterate, IterativeSolver, Solver, report, start_from
+from declarative.solvers.base import Iterate, Solver, start_from
 from declarative.solvers.finish import judge_point, solve_to_point
+from declarative.solvers.iterative import Found, IterativeSolver, report
 from declarative.solvers.user import UserSolve
 
 

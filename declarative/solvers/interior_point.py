@@ -15,7 +15,8 @@ from declarative.kkt.null_space import row_space
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
-from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, drop_of, quadratic_of, start_from, with_quadratic
+from declarative.solvers.base import Iterate, start_from
+from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, quadratic_of, with_quadratic
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality

@@ -11,7 +11,7 @@ from declarative.engines.first_order import value_and_gradient, value_and_gradie
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Point, Status
-from declarative.solvers.base import Found, IterativeSolver, State, decide, drop_of, runs_off
+from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated

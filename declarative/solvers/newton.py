@@ -11,7 +11,7 @@ from declarative.engines.autodiff import linearise
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Status
-from declarative.solvers.base import IterativeSolver, State, decide, drop_of, runs_off
+from declarative.solvers.iterative import IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.solvers.structured_step import model_at

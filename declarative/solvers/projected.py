@@ -13,7 +13,8 @@ from declarative.engines.first_order import value_and_gradient, value_and_gradie
 from declarative.problem import Layout, Problem
 from declarative.projections import Projection
 from declarative.solution import Point, Status
-from declarative.solvers.base import Found, Iterate, IterativeSolver, State, decide, drop_of, runs_off
+from declarative.solvers.base import Iterate
+from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, runs_off
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.transforms import is_differentiated

@@ -12,7 +12,7 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
-from declarative.solvers.base import State
+from declarative.solvers.iterative import State
 from declarative.solvers.optimality import coordinate_sizes, probe
 from declarative.typing import SampleMask, Values, Variables
 
