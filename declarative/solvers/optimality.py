@@ -141,12 +141,16 @@ class Optimality:
 
         A solution of accuracy δ has an O(δ) slack and an O(1) push where a constraint is active, and the other way round
         where it is not; comparing the two (relative to their scales) decides rightly for any small δ, where a threshold
-        on g alone would have to guess δ. Weakly active: both are below √eps, and the constraint is not violated.
+        on g alone would have to guess δ. A bound on a number that is zero has no size of its own: there the slack is compared on
+        the scale of the others, or the least slack would outweigh a small push. Weakly active: both are below √eps, and the
+        constraint is not violated.
         """
-        root = torch.finfo(self.y.dtype).eps ** 0.5
+        eps = torch.finfo(self.y.dtype).eps
+        root = eps**0.5
         scales = self.scales(equality, inequality)
         push, slack = self.relative_push(scales, inequality), self.relative_slack(scales)
-        active = (push > slack) & (push > root)
+        coarse = times(self._magnitudes[:, self.p :], coordinate_sizes(self.y, eps**0.125)).clamp_min(torch.finfo(self.y.dtype).tiny)
+        active = (push > self.slack / coarse) & (push > root)
         return active, ~active & (slack.abs() <= root)
 
     def residuals(self, equality: EqualityMultipliers, inequality: InequalityMultipliers, scales: Scales | None = None) -> tuple[Values, Values]:

@@ -18,7 +18,7 @@ from declarative.problem import Problem
 from declarative.solution import Point
 from declarative.solvers.optimality import Optimality
 from declarative.structure.elementary import DenseOperator
-from declarative.typing import EqualityMultipliers, InequalityMultipliers, Values
+from declarative.typing import EqualityMultipliers, InequalityMultipliers, SampleMask, Values
 
 _ROUNDING = 20  # units of roundoff, and one for each number in y: below, a step gains nothing
 
@@ -26,18 +26,24 @@ _ROUNDING = 20  # units of roundoff, and one for each number in y: below, a step
 def polish(
     optimality: Optimality, equality: EqualityMultipliers, inequality: InequalityMultipliers, steps: int
 ) -> tuple[Optimality, EqualityMultipliers, InequalityMultipliers]:
-    """(at y, ν, μ) after at most `steps` Newton steps; a sample keeps the best that it has seen."""
-    best = _Candidate(optimality, equality, inequality)
+    """(at y, ν, μ) after at most `steps` Newton steps; a sample keeps the best that it has seen.
+
+    A step on a wrong active set leads away, and shows what was wrong about it: a constraint that is violated, a multiplier with the
+    wrong sign. So the steps go on from where they have come to. (Hintermüller, Ito & Kunisch, SIAM J. Optim. 13(3), 2002.)
+    """
+    best = current = _Candidate(optimality, equality, inequality)
     for _ in range(steps):
         open_ = ~(best.residual <= (_ROUNDING + best.optimality.y.shape[1]) * torch.finfo(best.residual.dtype).eps)
         if not bool(open_.any()):
             break
-        candidate = best.advanced()
+        candidate = current.advanced()
         # NaN compares false, so that a failed step is not taken.
         better = open_ & (candidate.residual < best.residual)
-        if not bool(better.any()):
+        if not bool((better | candidate.differs(current)).any()):
             break
-        best = candidate if bool(better.all()) else best.where(better, candidate)
+        if bool(better.any()):
+            best = candidate if bool(better.all()) else best.where(better, candidate)
+        current = candidate
     return best.optimality, best.equality, best.inequality
 
 
@@ -59,11 +65,15 @@ class _Candidate:
         slack = optimality.relative_slack(scales)
         # Not yet separated by size (an unpolished point may have slack and push both small): the larger one decides.
         root = torch.finfo(equality.dtype).eps ** 0.5
-        self.active = active | (weakly & (optimality.relative_push(scales, inequality) > slack.clamp_min(root)))
+        self.active = active | (weakly & (optimality.relative_push(scales, inequality) > slack.clamp_min(root))) | (slack < -root)
         self.inequality = torch.where(self.active, inequality, 0.0) if inequality.shape[1] else inequality
         stationarity, violation = optimality.residuals(equality, self.inequality, scales)
         gap = torch.where(self.active, slack.abs(), 0.0).amax(1) if slack.shape[1] else torch.zeros_like(violation)
         self.residual: Values = stationarity + violation + gap
+
+    def differs(self, other: _Candidate) -> SampleMask:
+        """Samples whose active set is another, in finite numbers."""
+        return (self.active != other.active).any(1) & torch.isfinite(self.residual)
 
     def advanced(self) -> _Candidate:
         """One Newton step on."""
