@@ -83,7 +83,7 @@ class InteriorPoint(IterativeSolver):
         return _Stepwise(**vars(self)) if problem.evaluate(y)[2].shape[1] else self._without_barrier()
 
     def _without_barrier(self) -> Newton:
-        return Newton(max_iterations=self.max_iterations, progress=self.progress)
+        return Newton(tolerance=self.tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
     def step_from(self, problem: Problem, point: Point) -> Found:
         return step_on_active_set(problem, point)  # the steps that end its solve; those of the barrier stop short of the solution
