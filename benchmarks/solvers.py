@@ -18,7 +18,7 @@ from benchmarks.quadratic import Answer, Inputs, gradient_error, kkt_residual, s
 from benchmarks.report import Row, Target, timed
 from benchmarks.smooth import Logistic, RobustChain, SoftMaximum
 from benchmarks.timing import FULL, QUICK, Effort, compare, measure
-from declarative import DeclarativeNode
+from problems.quadratic_program import QuadraticProgram
 
 SUITE = "solvers"
 PEERS = {"cvxpylayers": cvxpylayers.prepare, "qpth": qpth.prepare}
@@ -44,22 +44,6 @@ def rows(quick: bool) -> Iterator[Row]:
     m, batch = (4, 3) if quick else (50, 256)
     for kind in (RobustChain, SoftMaximum, Logistic):
         yield from smooth_rows(kind, m, batch, QUICK if quick else SLOWEST)
-
-
-class QuadraticProgram(DeclarativeNode):
-    """½ yᵀQy + cᵀy  s.t.  Ay = b, Gy ≤ d."""
-
-    def objective(self, Q: Tensor, c: Tensor, A: Tensor, b: Tensor, G: Tensor, d: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        return 0.5 * y @ Q @ y + c @ y
-
-    def equality_constraints(self, Q: Tensor, c: Tensor, A: Tensor, b: Tensor, G: Tensor, d: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        return A @ y - b
-
-    def inequality_constraints(self, Q: Tensor, c: Tensor, A: Tensor, b: Tensor, G: Tensor, d: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        return G @ y - d
-
-    def initial_guess(self, Q: Tensor, c: Tensor, A: Tensor, b: Tensor, G: Tensor, d: Tensor) -> Tensor:  # noqa: ARG002
-        return torch.zeros_like(c)
 
 
 def _ours(*inputs: Tensor) -> Answer:

@@ -10,9 +10,9 @@ from torch import Tensor
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
 from declarative.engines.quadratic import times
 from declarative.problem import Problem
-from declarative.solution import Point, Status
-from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, runs_off
-from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
+from declarative.solution import Point
+from declarative.solvers.iterative import Found, IterativeSolver, State, drop_of
+from declarative.solvers.sizes import REFRESH, ended, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Variables
@@ -117,12 +117,7 @@ class LBFGS(IterativeSolver):
         stuck = finite & ((~moved & ~remembers) | resting) & (residual > tolerance)
         y_new = torch.where(stuck.unsqueeze(1), seen["best_y"], y_new)
         residual = torch.where(stuck, seen["best"], residual)
-        status, done = decide(
-            (~finite, Status.NON_FINITE),
-            (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
-            (finite & runs_off(state, value_new, y_new, y_new - y), Status.UNBOUNDED),
-            (stuck, Status.NOT_STATIONARY),
-        )
+        status, done = ended(state, (finite, stuck), (y, y_new, value_new), (residual, tolerance))
         new = {"y": y_new, "value": value_new, "gradient": gradient_new, "change": change, "residual": residual, **seen}
         return {**state, **new, **_remember(state, y_new, gradient_new, moved, iteration)}, status, done
 

@@ -14,9 +14,9 @@ from declarative.problem import Layout, Problem
 from declarative.projections import Projection
 from declarative.solution import Point, Status
 from declarative.solvers.base import Iterate
-from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, runs_off
+from declarative.solvers.iterative import Found, IterativeSolver, State, drop_of
 from declarative.solvers.optimality import Optimality
-from declarative.solvers.sizes import REFRESH, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
+from declarative.solvers.sizes import REFRESH, ended, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.transforms import is_differentiated
 from declarative.typing import Counts, SampleMask, Values, Variables
 
@@ -143,12 +143,7 @@ class Projected(IterativeSolver):
         stuck = (stuck | (finite & resting)) & (residual > tolerance)
         y_new = torch.where(stuck.unsqueeze(1), seen["best_y"], y_new)
         residual = torch.where(stuck, seen["best"], residual)
-        status, done = decide(
-            (~finite, Status.NON_FINITE),
-            (finite & ((residual <= tolerance) | (stuck & (residual <= 0.1 * eps**0.5))), Status.CONVERGED),
-            (finite & runs_off(state, value_new, y_new, y_new - y), Status.UNBOUNDED),
-            (stuck, Status.NOT_STATIONARY),
-        )
+        status, done = ended(state, (finite, stuck), (y, y_new, value_new), (residual, tolerance))
         new = {"y": y_new, "value": value_new, "gradient": gradient_new, "previous": torch.where(restart.unsqueeze(1), y_new, y), **seen}
         new |= {"length": length, "shortened": state["length"] / length, "weight": weight, "change": change, "residual": residual}
         return {**state, **new}, status, done

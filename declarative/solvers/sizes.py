@@ -12,9 +12,10 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.first_order import value_and_gradient
 from declarative.problem import Problem
-from declarative.solvers.iterative import State
+from declarative.solution import Status
+from declarative.solvers.iterative import State, decide, runs_off
 from declarative.solvers.optimality import coordinate_sizes, probe
-from declarative.typing import SampleMask, Values, Variables
+from declarative.typing import Counts, SampleMask, Values, Variables
 
 _PATIENCE = 30
 # The sizes of the gradient's terms are measured anew after so many steps, at the cost of about three evaluations.
@@ -85,3 +86,16 @@ def plain_step(problem: Problem, y: Variables) -> Variables:
     gradient = value_and_gradient(problem, y)[1]
     length = first_scale(y.detach(), gradient.detach(), gradient_change(problem, y.detach()))
     return y - length.unsqueeze(1) * gradient
+
+
+def ended(
+    state: State, flags: tuple[SampleMask, SampleMask], move: tuple[Variables, Variables, Values], residual: tuple[Values, float]
+) -> tuple[Counts, SampleMask]:
+    """(status, done) of a first-order step: `flags` are (finite, stuck), `move` is (y before, y, f), `residual` comes with its tolerance."""
+    (finite, stuck), (before, y, value), (left, tolerance) = flags, move, residual
+    return decide(
+        (~finite, Status.NON_FINITE),
+        (finite & ((left <= tolerance) | (stuck & (left <= 0.1 * torch.finfo(y.dtype).eps ** 0.5))), Status.CONVERGED),
+        (finite & runs_off(state, value, y, y - before), Status.UNBOUNDED),
+        (stuck, Status.NOT_STATIONARY),
+    )
