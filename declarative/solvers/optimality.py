@@ -15,15 +15,23 @@ from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
 
 
-def coordinate_sizes(y: Variables, floor: float | None = None) -> Variables:
+def resolution(dtype: torch.dtype) -> float:
+    """The size, relative to 1 + ‖y‖∞, below which a coordinate's value cannot be told from the errors of a solve.
+
+    Rounding in ∇f, some thousand units where its terms cancel, must stay below √eps of the size: eps^¼ leaves room for that in float64; in
+    float32 nothing less than 1 does, so there all coordinates are judged on one scale.
+    """
+    eps = torch.finfo(dtype).eps
+    return min(1.0, max(eps**0.25, 3e3 * eps**0.5))
+
+
+def coordinate_sizes(y: Variables, floor: float = 0.0) -> Variables:
     """The size of each coordinate of y: what a relative error is relative to.
 
     Coordinates may have units of their own (metres beside radians), so each counts for itself; one that is zero has the size of
-    floor · (1 + ‖y‖∞), below which a solver's error could not be told from a value. Default floor: eps^¼, for a relative accuracy
-    of √eps; an accuracy of τ resolves coordinates down to √τ.
+    floor · (1 + ‖y‖∞), at least `resolution`: an accuracy of τ resolves coordinates down to √τ.
     """
-    least = torch.finfo(y.dtype).eps ** 0.25 if floor is None else floor
-    return y.abs() + least * (1 + y.abs().amax(1, keepdim=True))
+    return y.abs() + max(floor, resolution(y.dtype)) * (1 + y.abs().amax(1, keepdim=True))
 
 
 def probe(sizes: Variables) -> Variables:
@@ -45,13 +53,13 @@ def balancing_multipliers(steepest: Variables, magnitudes: Jacobians, sizes: Var
 
 def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables, multipliers: Rows, p: int) -> Variables:
     """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A|, y and λ."""
-    eps, tiny = torch.finfo(steepest.dtype).eps, torch.finfo(steepest.dtype).tiny
+    tiny = torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
         balancing = balancing_multipliers(steepest, magnitudes, sizes)
         counted = multipliers != 0
         counted[:, :p] = True
         # Multipliers that are larger by far cancel each other (constraints that depend): they are no size to judge by.
-        amounts = torch.minimum(multipliers.abs(), _LARGEST * balancing) + eps**0.25 * torch.where(counted, balancing, 0.0)
+        amounts = torch.minimum(multipliers.abs(), _LARGEST * balancing) + resolution(steepest.dtype) * torch.where(counted, balancing, 0.0)
         steepest = torch.maximum(steepest, times(magnitudes.mT, amounts))
     return steepest.clamp_min(tiny)
 
@@ -82,7 +90,7 @@ class Optimality:
         y: Variables,
         p: int,
         wanted: Sequence[int] = (),
-        floor: float | None = None,
+        floor: float = 0.0,
         quadratic: Quadratic | None = None,
     ) -> None:
         self.problem, self.y, self.p = problem, y, p

@@ -20,7 +20,7 @@ from declarative.solvers.optimality import Optimality
 from declarative.structure.elementary import DenseOperator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, SampleMask, Values
 
-_ROUNDING = 20  # units of roundoff, and one for each number in y: below, a step gains nothing
+_ROUNDING = 4  # units of roundoff, and one for each number in y: below, a step gains nothing
 
 
 def polish(
@@ -65,7 +65,8 @@ class _Candidate:
         slack = optimality.relative_slack(scales)
         # Not yet separated by size (an unpolished point may have slack and push both small): the larger one decides.
         root = torch.finfo(equality.dtype).eps ** 0.5
-        self.active = active | (weakly & (optimality.relative_push(scales, inequality) > slack.clamp_min(root))) | (slack < -root)
+        held = weakly & (inequality > 0) & (optimality.relative_push(scales, inequality) > slack)
+        self.active = active | held | (slack < -root)
         self.inequality = torch.where(self.active, inequality, 0.0) if inequality.shape[1] else inequality
         stationarity, violation = optimality.residuals(equality, self.inequality, scales)
         gap = torch.where(self.active, slack.abs(), 0.0).amax(1) if slack.shape[1] else torch.zeros_like(violation)
