@@ -106,7 +106,7 @@ def certify(node: DeclarativeNode, *inputs: Tensor, in_dims: InDims = 0, y: Solu
         raise ValueError(f"{problem.name}: cannot certify an empty batch; pass at least one sample")
     with torch.no_grad():
         problem, point, equality, inequality = _locate(node, problem, y, single)
-        optimality = Optimality(problem, point, equality.shape[1])
+        optimality = Optimality(problem, point)
         rows = assess(optimality, equality, inequality, Tolerances.of(point.dtype))
     return _gather(f"{problem.name}, {'a single instance' if single else f'{problem.batch} samples'}", rows, single)
 
@@ -121,7 +121,7 @@ def _locate(node: DeclarativeNode, problem: Problem, y: Any, single: bool) -> tu
         problem = problem.with_layout(layout)
     known = isinstance(y, Solution) and y.equality_multipliers is not None and y.inequality_multipliers is not None
     if not known:
-        optimality = Optimality(problem, flat, nu.shape[1])
+        optimality = Optimality(problem, flat)
         nu, mu = recover(optimality, torch.finfo(flat.dtype).eps ** (1 / 3), None, None)
     return problem, flat.detach(), nu.detach(), mu.detach()
 

@@ -83,7 +83,7 @@ def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
 
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors must be recorded: for reverse mode, forward mode or a transform."""
-    return transforms_active() or forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return forward_ad._current_level >= 0 or is_recorded(*tensors)
 
 
 def is_recorded(*tensors: Tensor) -> bool:

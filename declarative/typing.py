@@ -19,3 +19,4 @@ Products = Float[Tensor, "b c m"]  # one result for each of them
 SampleMask = Bool[Tensor, " b"]
 Counts = Int[Tensor, " b"]
 Output = Tensor | tuple[Tensor, ...]  # y as the user sees it
+Found = tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]  # (y, ν, μ); None: the solver does not know them

@@ -12,6 +12,7 @@ from declarative import CapturedTensorError, DeclarativeNode, Implicit, OneStep,
 from declarative.solvers import InteriorPoint, Newton, SciPy, UserSolve
 from declarative.structure import Banded, Constant, Diagonal
 from tests.conformance.cases import close, weights
+from tests.solvers.statements import Sphere
 
 F64 = torch.float64
 
@@ -29,19 +30,6 @@ class Free(DeclarativeNode):
 class Separable(Free):
     def objective(self, x, y):
         return 0.5 * (y - x).square().sum() + 0.1 * y.pow(4).sum()
-
-
-class Sphere(Free):
-    """The nearest point of the unit sphere, with a term that is constant there."""
-
-    def objective(self, x, y):
-        return 0.5 * (y - x).square().sum() + (y @ y).square()
-
-    def equality_constraints(self, x, y):
-        return y @ y - 1
-
-    def initial_guess(self, x):
-        return x
 
 
 class Orthogonal(Free):

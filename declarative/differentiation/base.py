@@ -10,8 +10,7 @@ from torch import Tensor
 
 from declarative.problem import Layout, Problem
 from declarative.solution import DerivativeReport, Point, Solved
-
-Found = tuple[Tensor, Tensor | None, Tensor | None]  # (y, ν, μ), None for multipliers that the solver does not know
+from declarative.typing import Found
 
 
 class Forward(Protocol):

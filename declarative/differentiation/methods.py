@@ -19,6 +19,7 @@ from declarative.kkt.matrix_free import MatrixFreeKKT
 from declarative.kkt.null_space import row_space
 from declarative.problem import Problem
 from declarative.structure.base import Operator
+from declarative.vectors import times
 
 
 def matrix_free(
@@ -112,10 +113,7 @@ class CGMethod(Method):
         v, r = rhs[:, :m], rhs[:, m:] * kkt.weights
 
         def project(x: Tensor) -> Tensor:
-            return x - (basis @ (basis.mT @ x.unsqueeze(-1))).squeeze(-1)
-
-        def times(matrix: Tensor, x: Tensor) -> Tensor:
-            return (matrix @ x.unsqueeze(-1)).squeeze(-1)
+            return x - times(basis, times(basis.mT, x))
 
         particular = times(inverse, r)
         side = project(v - at.hessian_product(particular))

@@ -24,6 +24,7 @@ from declarative.engines.nested import nested_hessian, nested_jacobian, pays
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
 from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Variables
+from declarative.vectors import times
 
 
 def linearise(
@@ -103,7 +104,6 @@ class GraphLinearisation:
 
     @property
     def equalities(self) -> int:
-        """p"""
         return self._parts[1].shape[1]
 
     @property
@@ -161,7 +161,7 @@ class GraphLinearisation:
 
     def hessian_product(self, direction: Variables) -> Variables:
         if self._hessian is not None and not self._create_graph:
-            return torch.bmm(self._hessian, direction.unsqueeze(-1)).squeeze(-1)
+            return times(self._hessian, direction)
         return self._derivative(self._gradient, direction)
 
     def hessian_products(self, directions: Directions) -> Products:

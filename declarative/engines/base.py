@@ -28,6 +28,11 @@ class Linearisation(Protocol):
         ...
 
     @property
+    def equalities(self) -> int:
+        """p, how many of the constraints are equalities."""
+        ...
+
+    @property
     def gradient(self) -> Variables:
         """∇_y L."""
         ...

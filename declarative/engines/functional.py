@@ -43,6 +43,7 @@ class FunctionalLinearisation:
     def __init__(self, problem: Problem, y: Tensor, equality: Tensor | None, inequality: Tensor | None) -> None:
         self._problem, self._y = problem, y
         self._equality, self._inequality = equality, inequality
+        self._equalities = 0  # evaluation shows how many
         outputs: Any = torch.func.vjp(self._system, y, has_aux=True)
         (self._gradient, self._a), self._transpose, self._f = outputs
 
@@ -54,6 +55,7 @@ class FunctionalLinearisation:
 
         def total(v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             parts = self._problem.evaluate(v, tensors)
+            self._equalities = parts[1].shape[1]
             return lagrangian(parts, self._equality, self._inequality), (torch.cat(parts[1:], 1), parts[0])
 
         gradient, (a, objective) = torch.func.grad(total, has_aux=True)(y)
@@ -66,6 +68,10 @@ class FunctionalLinearisation:
     @property
     def constraints(self) -> Tensor:
         return self._a
+
+    @property
+    def equalities(self) -> int:
+        return self._equalities
 
     @property
     def gradient(self) -> Tensor:

@@ -17,6 +17,7 @@ from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
 from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
+from declarative.vectors import golden_turns, times
 
 
 def is_quadratic(at: Linearisation) -> bool:
@@ -69,8 +70,7 @@ class Quadratic:
         with torch.no_grad():
             at = linearise(problem, y)
         size = y.abs() + self.origin.abs()
-        probe = (2.399963 * torch.arange(y.shape[1], dtype=y.dtype, device=y.device)).cos().expand_as(y)
-        weights = (2.399963 * torch.arange(at.constraints.shape[1], dtype=y.dtype, device=y.device)).sin().expand_as(at.constraints)
+        probe, weights = golden_turns(y).expand_as(y), golden_turns(at.constraints).expand_as(at.constraints)
         curvatures, magnitudes = self.hessian.abs(), self.jacobian.abs()
         reach = self.slope.abs() + times(curvatures, size)
         pairs = (
@@ -86,8 +86,3 @@ class Quadratic:
     def gradient(self, y: Variables) -> Variables:
         """∇f at y."""
         return self.slope + times(self.hessian, y - self.origin)
-
-
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(b, r, c), (b, c) -> (b, r)."""
-    return torch.bmm(matrix, vector.unsqueeze(-1)).squeeze(-1)

@@ -10,7 +10,6 @@ from torch import Tensor
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
 from declarative.engines.blocks import hessian_operator, jacobian_operator, read_solution
-from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solvers.condensed import condensed
 from declarative.solvers.iterative import State, quadratic_of, runs_off
@@ -21,6 +20,7 @@ from declarative.solvers.structured_step import StructuredModel, is_definite
 from declarative.structure.base import Operator
 from declarative.structure.elementary import DenseOperator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Jacobians, SampleMask, Values, Variables
+from declarative.vectors import times
 
 
 class Barrier:
@@ -77,10 +77,9 @@ class Barrier:
         self._grown = scale_f.amax(1) > 1e4 * self._f_gradient.abs().amax(1)
         self.scale_rows = times(magnitudes, size) + tiny
         self.scale_gap: Values = (scale_f * size).amax(1) + tiny
-        self._relative_rows = torch.cat([self.h, self.violation], 1).abs() / self.scale_rows
-        self.infeasible_by: Values = self._relative_rows.amax(1)
-        self.stationary_by: Values = (self._gradient.abs() / scale_f).amax(1)
-        self.remaining: Values = torch.maximum(torch.maximum(self.stationary_by, self.infeasible_by), self.gap / self.scale_gap)
+        self.infeasible_by: Values = (torch.cat([self.h, self.violation], 1).abs() / self.scale_rows).amax(1)
+        stationary_by = (self._gradient.abs() / scale_f).amax(1)
+        self.remaining: Values = torch.maximum(torch.maximum(stationary_by, self.infeasible_by), self.gap / self.scale_gap)
 
     def direction(self, target: Tensor, second_order: Tensor) -> State:
         """Newton's step towards s ∘ μ = target, with Δs ∘ Δμ ≈ second_order accounted for."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solvers.optimality import coordinate_sizes, probe
 from declarative.typing import Rows, SampleMask, Variables
+from declarative.vectors import times
 
 _STEPS = 60
 

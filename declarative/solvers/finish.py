@@ -47,9 +47,8 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     """The same without the policy: failed samples are in `status` and keep their last iterate."""
     found, layout = solver.solve(problem, init)
     problem = problem.with_layout(layout)
-    p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     eps = torch.finfo(found.y.dtype).eps
-    optimality = Optimality(problem, found.y, p, wanted, solver.accepted(eps) ** 0.5, found.quadratic)
+    optimality = Optimality(problem, found.y, wanted, solver.accepted(eps) ** 0.5, found.quadratic)
     _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     runaway = optimality.runaway(equality, inequality).unsqueeze(1)
@@ -61,7 +60,7 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
         optimality, equality, inequality = polish(optimality, equality, inequality, steps)
     point = _measured(optimality, equality, inequality, found, solver)
     believed = None if isinstance(solver, IterativeSolver) else found.status
-    point = replace(point, status=_explain_violations(problem, point.y, p, point.status, point.violation, believed))
+    point = replace(point, status=_explain_violations(problem, point.y, optimality.p, point.status, point.violation, believed))
     return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
 
 
@@ -69,9 +68,8 @@ def judge_point(problem: Problem, found: Iterate, solver: Solver, check_captured
     """The point where somebody stopped, as it is: neither polished, nor refused for having stopped too early."""
     if problem.batch == 0:
         return _empty(problem, (found.y,), solver).point
-    p = problem.evaluate(found.y)[1].shape[1] if found.equality is None else found.equality.shape[1]
     eps = torch.finfo(found.y.dtype).eps
-    optimality = Optimality(problem, found.y, p, (), solver.accepted(eps) ** 0.5)
+    optimality = Optimality(problem, found.y, (), solver.accepted(eps) ** 0.5)
     _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 3), found.equality, found.inequality)
     point = _measured(optimality, equality, inequality, found, solver)

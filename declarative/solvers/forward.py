@@ -12,8 +12,9 @@ from declarative.problem import Layout, Problem
 from declarative.solution import Point, Solved, Status
 from declarative.solvers.base import Iterate, Solver, start_from
 from declarative.solvers.finish import judge_point, solve_to_point
-from declarative.solvers.iterative import Found, IterativeSolver, report
+from declarative.solvers.iterative import IterativeSolver, report
 from declarative.solvers.user import UserSolve
+from declarative.typing import Found
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import GraphLinearisation, linearise
+from declarative.engines.autodiff import linearise
 from declarative.engines.blocks import is_structured
 from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.kkt.null_space import row_space
-from declarative.problem import Layout, Problem
+from declarative.problem import Problem
 from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
-from declarative.solvers.base import Iterate, start_from
-from declarative.solvers.iterative import Found, IterativeSolver, State, decide, drop_of, quadratic_of, with_quadratic
+from declarative.solvers.base import Iterate
+from declarative.solvers.iterative import IterativeSolver, State, decide, drop_of, quadratic_of, with_quadratic
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.polish import step_on_active_set
-from declarative.typing import Counts, SampleMask, Variables
+from declarative.typing import Counts, Found, SampleMask, Variables
 
 _MOVING = ("y", "slack", "equality", "inequality")
 
@@ -62,19 +62,18 @@ class InteriorPoint(IterativeSolver):
 
     _recognises: ClassVar[bool] = True
 
-    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
-        y, layout = start_from(problem, init)
-        if not problem.with_layout(layout).evaluate(y)[2].shape[1]:  # no barrier, no interior
-            return self._without_barrier().solve(problem, init)
-        found, _ = super().solve(problem, init)
+    def solve_from(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
+        if not problem.evaluate(y)[2].shape[1]:  # no barrier, no interior
+            return self._without_barrier().solve_from(problem, y, init)
+        found = super().solve_from(problem, y, init)
         if found.quadratic is None or found.equality is None:
-            return found, layout
-        wrong = ~found.quadratic.agrees(problem.with_layout(layout), found.y, found.equality.shape[1]) & torch.isfinite(found.y).all(1)
-        return (self._mended(problem, init, found, wrong.nonzero().squeeze(1)) if bool(wrong.any()) else found), layout
+            return found
+        wrong = ~found.quadratic.agrees(problem, found.y, found.equality.shape[1]) & torch.isfinite(found.y).all(1)
+        return self._mended(problem, y, init, found, wrong.nonzero().squeeze(1)) if bool(wrong.any()) else found
 
-    def _mended(self, problem: Problem, init: tuple[Tensor, ...], found: Iterate, wrong: Tensor) -> Iterate:
+    def _mended(self, problem: Problem, y: Variables, init: tuple[Tensor, ...], found: Iterate, wrong: Tensor) -> Iterate:
         """Samples that ended on another quadratic piece than they started on, solved anew step by step."""
-        again, _ = _Stepwise(**vars(self)).solve(problem.select(wrong), tuple(t[wrong] for t in init))
+        again = _Stepwise(**vars(self)).solve_from(problem.select(wrong), y[wrong], tuple(t[wrong] for t in init))
         names = ("y", "equality", "inequality", "status", "iterations")
         return replace(found, quadratic=None, **{name: getattr(found, name).index_copy(0, wrong, getattr(again, name)) for name in names})
 
@@ -91,7 +90,7 @@ class InteriorPoint(IterativeSolver):
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
         at = linearise(problem, y)
         zero = y.new_zeros(y.shape[0])
-        p = at.equalities if isinstance(at, GraphLinearisation) else problem.evaluate(y)[1].shape[1]
+        p = at.equalities
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1), "convex": zero > 0}
         state |= {"first": at.objective, "drop": drop_of(at.objective, at.gradient, y)}
         if self._recognises and not is_structured(problem.node) and is_quadratic(at):
@@ -158,14 +157,15 @@ class InteriorPoint(IterativeSolver):
             "radius": torch.where(length < longest, (2 * length / longest).clamp(0.1, 1.0), 2.0) * state["radius"],
         }
         broken = system.finite & ~(torch.isfinite(y_new).all(1) & torch.isfinite(new["inequality"]).all(1) & torch.isfinite(penalty))
-        trapped = converged & ~convex & (system.model.downhill != 0).any(1) if system.model.downhill is not None else converged & False
+        downhill = system.model.downhill
+        trapped = torch.zeros_like(converged) if downhill is None else converged & (downhill != 0).any(1)
         converged = converged & ~trapped
         ended = converged | broken | ~system.finite
         if bool(ended.any()):
             column = ended.unsqueeze(1)
             new = {name: torch.where(column if value.ndim == 2 else ended, state[name], value) for name, value in new.items()}
-        if bool(trapped.any()):
-            new = self._escaped(problem, {**state, **new}, trapped, system.model.downhill)
+        if downhill is not None and bool(trapped.any()):
+            new = self._escaped(problem, {**state, **new}, trapped, downhill)
         contradictory, unbounded = system.contradictory(), system.unbounded(step["y"]) & ~trapped
         if not bool((ended | contradictory | unbounded).any()):
             return {**state, **new}, torch.zeros_like(ended, dtype=torch.int64), ended
@@ -179,10 +179,8 @@ class InteriorPoint(IterativeSolver):
         return {**state, **new}, status, done
 
     @staticmethod
-    def _escaped(problem: Problem, state: State, trapped: SampleMask, downhill: Tensor | None) -> State:
+    def _escaped(problem: Problem, state: State, trapped: SampleMask, downhill: Variables) -> State:
         """Off a saddle point or a maximum, where the conditions hold, down the steepest curve; and a new start from there."""
-        if downhill is None:
-            return state
         y = state["y"] + torch.where(trapped, 0.1 * state["radius"], 0.0).unsqueeze(1) * downhill
         _, h, g = problem.evaluate(y)
         renewed = _cold_start(problem, {**state, "y": y}, h, g)
@@ -223,7 +221,7 @@ def _warm_start(problem: Problem, state: State, init: tuple[Tensor, ...], g: Ten
 def _warmth(problem: Problem, y: Tensor, nu: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(ν, μ, least push, least slack) of a warm start; multipliers that are all zero are recovered."""
     eps = torch.finfo(y.dtype).eps
-    optimality = Optimality(problem, y, nu.shape[1])
+    optimality = Optimality(problem, y)
     unknown = ((nu == 0).all(1) & (mu == 0).all(1)).unsqueeze(1)
     if bool(unknown.any()):
         found = recover(optimality, eps ** (1 / 6), None, None)

@@ -13,7 +13,7 @@ from declarative.engines.quadratic import Quadratic
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
 from declarative.solvers.base import Iterate, Solver, start_from
-from declarative.typing import Counts, EqualityMultipliers, InequalityMultipliers, SampleMask, Values, Variables
+from declarative.typing import Counts, Found, SampleMask, Values, Variables
 
 State = dict[str, Tensor]
 
@@ -28,9 +28,6 @@ def quadratic_of(state: State) -> Quadratic | None:
     if "quadratic_hessian" not in state:
         return None
     return Quadratic(*(state[f"quadratic_{name}"] for name in Quadratic.__dataclass_fields__))
-
-
-Found = tuple[Variables, EqualityMultipliers | None, InequalityMultipliers | None]
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,12 @@ class IterativeSolver(Solver):
 
     def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
         y, layout = start_from(problem, init)
-        problem = problem.with_layout(layout)
+        return self.solve_from(problem.with_layout(layout), y, init), layout
+
+    def solve_from(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
+        """Solve from y, which is that of `init` where there is a warm start."""
         state, status, iterations = iterate(problem, self.begin(problem, y, init), self)
-        return Iterate(*self.result(state), status, iterations, quadratic=quadratic_of(state)), layout
+        return Iterate(*self.result(state), status, iterations, quadratic=quadratic_of(state))
 
 
 def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[State, Counts, Counts]:

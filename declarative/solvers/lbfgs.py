@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
-from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Point
-from declarative.solvers.iterative import Found, IterativeSolver, State, drop_of
+from declarative.solvers.iterative import IterativeSolver, State, drop_of
 from declarative.solvers.sizes import REFRESH, ended, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.solvers.wolfe import WolfeSearch
 from declarative.transforms import is_differentiated
-from declarative.typing import Counts, SampleMask, Variables
+from declarative.typing import Counts, Found, SampleMask, Variables
+from declarative.vectors import times
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from declarative.errors import name_samples
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.typing import Variables
+from declarative.vectors import times
 
 METHODS = ("highs", "highs-ds", "highs-ipm")
 
@@ -54,8 +55,8 @@ class LinearPrograms:
         at_zero = torch.cat([origin.objective.unsqueeze(1), origin.constraints], 1)
         for point in (start, start + random * (1 + start.abs()), -random * (1 + start.abs())):
             f, h, g = problem.evaluate(point)
-            change = (slopes @ point.unsqueeze(-1)).squeeze(-1)
-            scale = (slopes.abs() @ point.abs().unsqueeze(-1)).squeeze(-1) + at_zero.abs()
+            change = times(slopes, point)
+            scale = times(slopes.abs(), point.abs()) + at_zero.abs()
             same = (torch.cat([f.unsqueeze(1), h, g], 1) - at_zero - change).abs() <= torch.finfo(f.dtype).eps ** 0.5 * scale
             parts = {"objective": 1, "equality_constraints": h.shape[1], "inequality_constraints": g.shape[1]}
             for what, kept in zip(parts, same.split(list(parts.values()), 1), strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from declarative.solvers.optimality import Optimality
+from declarative.vectors import times
 
 
 def recover(optimality: Optimality, nearness: float, equality: Tensor | None, inequality: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ def recover(optimality: Optimality, nearness: float, equality: Tensor | None, in
         known[:, :p], sought[:, :p] = equality, False
     if inequality is not None:
         known[:, p:], sought[:, p:] = inequality, False
-    target = gradient + (jacobian.mT @ known.unsqueeze(-1)).squeeze(-1)
+    target = gradient + times(jacobian.mT, known)
     found = _least_squares(jacobian * sought.unsqueeze(-1), sought, target)
     negative = (found[:, p:] < 0) & sought[:, p:]
     for i in negative.any(1).nonzero().squeeze(1).tolist():
@@ -52,7 +53,7 @@ def _least_squares(masked: Tensor, sought: Tensor, target: Tensor) -> Tensor:
     bad = (~good & torch.isfinite(unit).flatten(1).all(1)).nonzero().squeeze(1)
     if bad.numel():
         inverse = torch.linalg.pinv(unit[bad].mT, rtol=1e2 * torch.finfo(masked.dtype).eps)
-        found = found.index_copy(0, bad, -(inverse @ target[bad].unsqueeze(-1)).squeeze(-1))
+        found = found.index_copy(0, bad, -times(inverse, target[bad]))
     return torch.where(sought, found / torch.where(norms > 0, norms, 1.0), 0.0)
 
 

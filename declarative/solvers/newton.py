@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.engines.quadratic import times
 from declarative.problem import Problem
 from declarative.solution import Status
 from declarative.solvers.iterative import IterativeSolver, State, decide, drop_of, runs_off
@@ -16,6 +15,7 @@ from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.solvers.structured_step import model_at
 from declarative.typing import Counts, SampleMask, Variables
+from declarative.vectors import times
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,9 @@ class Newton(IterativeSolver):
         # No step length improves the merit: the noise floor (if the step is small at all), or no progress.
         stalled = finite & (length == 0)
         over = close | (stalled & (size <= eps**0.4 * scale))
-        infeasible = _is_infeasible(h, jacobian, scale) & (stalled | close)
         unbounded = finite & runs_off(state, f, y, step)
         status, done = decide(
             (~finite, Status.NON_FINITE),
-            (infeasible, Status.INFEASIBLE),
             (over, Status.CONVERGED),
             (unbounded, Status.UNBOUNDED),
             (stalled, Status.NOT_STATIONARY),
@@ -118,14 +116,3 @@ class Newton(IterativeSolver):
         equality = state["equality"] + torch.where((finite & (length > 0)).unsqueeze(1), length.unsqueeze(1) * change, 0.0)
         new = {"y": candidate, "equality": equality, "penalty": penalty, "residual": relative, "radius": radius}
         return {**state, **new}, status, done
-
-
-def _is_infeasible(h: Tensor, jacobian: Tensor, scale: Tensor) -> Tensor:
-    """‖h‖ has a stationary point with h ≠ 0: no step reduces the violation to first order."""
-    if not h.shape[1]:
-        return torch.zeros_like(scale, dtype=torch.bool)
-    root = torch.finfo(h.dtype).eps ** 0.5
-    largest = torch.linalg.vector_norm(jacobian, dim=2).amax(1)
-    pull = torch.linalg.vector_norm(times(jacobian.mT, h), dim=1)
-    size = torch.linalg.vector_norm(h, dim=1)
-    return (pull <= root * largest * size) & (size > root * (1 + largest) * scale)

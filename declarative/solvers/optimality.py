@@ -10,9 +10,10 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
-from declarative.engines.quadratic import Quadratic, times
+from declarative.engines.quadratic import Quadratic
 from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
+from declarative.vectors import golden_turns, times
 
 
 def resolution(dtype: torch.dtype) -> float:
@@ -35,10 +36,8 @@ def coordinate_sizes(y: Variables, floor: float = 0.0) -> Variables:
 
 
 def probe(sizes: Variables) -> Variables:
-    """A move of each coordinate by its own size. It turns by the golden angle: no pattern that a statement is likely to have (sums,
-    differences) is blind to it.
-    """
-    return sizes * (2.399963 * torch.arange(sizes.shape[1], dtype=sizes.dtype, device=sizes.device)).cos()
+    """A move of each coordinate by its own size."""
+    return sizes * golden_turns(sizes)
 
 
 # Times the multiplier that balances ∇f.
@@ -72,7 +71,7 @@ class Scales:
         y: the size of each coordinate (`coordinate_sizes`).
         gradient: the size of the terms of each entry of ∇_y L: of ∇f, of the change of ∇_y L when y moves by its own size (one
             Hessian-vector product, of L; near an unconstrained minimum nothing else has the right size), and of Σ |λ_i ∇a_i|,
-            where a multiplier counts as at least eps^¼ and at most 10³ times the one that would balance those terms.
+            where a multiplier counts as at least `resolution` and at most 10³ times the one that would balance those terms.
         rows: how much each constraint changes, to first order, when y moves by its own size.
     """
 
@@ -88,16 +87,16 @@ class Optimality:
         self,
         problem: Problem,
         y: Variables,
-        p: int,
         wanted: Sequence[int] = (),
         floor: float = 0.0,
         quadratic: Quadratic | None = None,
     ) -> None:
-        self.problem, self.y, self.p = problem, y, p
+        self.problem, self.y = problem, y
         self._options = wanted, floor, quadratic
         self.at: Linearisation = linearise(problem, y, wanted=wanted)
         if quadratic is not None and isinstance(self.at, GraphLinearisation):
             self.at.knows(quadratic.hessian, quadratic.jacobian)
+        self.p = p = self.at.equalities
         self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
         self.slack: InequalityMultipliers = -self.values[:, p:]
         self._magnitudes = self.jacobian.abs()
@@ -108,7 +107,7 @@ class Optimality:
 
     def moved(self, y: Variables) -> Optimality:
         """The same at another point."""
-        return Optimality(self.problem, y, self.p, *self._options)
+        return Optimality(self.problem, y, *self._options)
 
     def lagrangian(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> Linearisation:
         """The linearisation of L; where H is the same for all multipliers, that of f has it."""

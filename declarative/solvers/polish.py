@@ -11,7 +11,6 @@ from torch import Tensor
 
 from declarative.engines.autodiff import linearise
 from declarative.engines.blocks import hessian_operator, read_solution
-from declarative.engines.quadratic import times
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
 from declarative.kkt.schur import solve_structured
 from declarative.problem import Problem
@@ -19,6 +18,7 @@ from declarative.solution import Point
 from declarative.solvers.optimality import Optimality
 from declarative.structure.elementary import DenseOperator
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, SampleMask, Values
+from declarative.vectors import times
 
 _ROUNDING = 4  # units of roundoff, and one for each number in y: below, a step gains nothing
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from declarative.engines.first_order import value_and_gradient, value_and_gradient_where
-from declarative.problem import Layout, Problem
+from declarative.problem import Problem
 from declarative.projections import Projection
 from declarative.solution import Point, Status
 from declarative.solvers.base import Iterate
-from declarative.solvers.iterative import Found, IterativeSolver, State, drop_of
+from declarative.solvers.iterative import IterativeSolver, State, drop_of
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.sizes import REFRESH, ended, first_scale, gradient_change, no_progress, noise_of, plain_step, progress, refreshed, relative
 from declarative.transforms import is_differentiated
-from declarative.typing import Counts, SampleMask, Values, Variables
+from declarative.typing import Counts, Found, SampleMask, Values, Variables
 
 _GROWTH = 1.1  # of a step length from one step to the next, until it is refused
 
@@ -67,10 +67,10 @@ class Projected(IterativeSolver):
         if isinstance(self.projection, type) or not callable(getattr(self.projection, "project", self.projection)):
             raise TypeError(f"Projected(projection) must be an object such as Simplex(), or a function (b, m) -> (b, m), got {self.projection!r}")
 
-    def solve(self, problem: Problem, init: tuple[Tensor, ...]) -> tuple[Iterate, Layout]:
-        found, layout = super().solve(problem, init)
-        self._check_agreement(problem.with_layout(layout), found)
-        return found, layout
+    def solve_from(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
+        found = super().solve_from(problem, y, init)
+        self._check_agreement(problem, found)
+        return found
 
     def step_from(self, problem: Problem, point: Point) -> Found:
         # At a solution nothing moves any more; a plain step still has a derivative.
@@ -200,7 +200,7 @@ class Projected(IterativeSolver):
         eps = torch.finfo(y.dtype).eps
         if bool((torch.cat([h.abs(), g], 1) <= 100 * eps).all()):
             return
-        violation = Optimality(problem, y, h.shape[1]).residuals(torch.zeros_like(h), torch.zeros_like(g))[1]
+        violation = Optimality(problem, y).residuals(torch.zeros_like(h), torch.zeros_like(g))[1]
         wrong = (~(violation <= self.accepted(eps))).nonzero().squeeze(1)
         if wrong.numel():
             raise ValueError(

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative.engines.quadratic import times
 from declarative.kkt.null_space import row_space
 from declarative.solvers.step_rule import StepOperator, convexified
 from declarative.transforms import is_recorded
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Variables
+from declarative.vectors import times
 
 
 class ReducedModel:

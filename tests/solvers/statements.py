@@ -1,5 +1,7 @@
 """Statements that the tests of several solvers solve."""
 
+import cvxpy
+import numpy as np
 import torch
 
 from declarative import DeclarativeNode
@@ -98,3 +100,15 @@ class DoubleWell(DeclarativeNode):
 
     def initial_guess(self, x):
         return torch.full_like(x, 0.05)
+
+
+def compare_with_cvxpy(solution, inputs):
+    """y and both kinds of multipliers of quadratic programs."""
+    for i in range(len(solution.y)):
+        Q, c, A, b, G, d = (t[i].numpy() for t in inputs)
+        y = cvxpy.Variable(len(c))
+        constraints = [A @ y == b, G @ y <= d]
+        cvxpy.Problem(cvxpy.Minimize(0.5 * cvxpy.quad_form(y, cvxpy.psd_wrap(Q)) + c @ y), constraints).solve(solver="CLARABEL")
+        np.testing.assert_allclose(solution.y[i].detach(), y.value, atol=1e-6)
+        np.testing.assert_allclose(solution.equality_multipliers[i].detach(), constraints[0].dual_value, atol=1e-5)
+        np.testing.assert_allclose(solution.inequality_multipliers[i].detach(), constraints[1].dual_value, atol=1e-5)

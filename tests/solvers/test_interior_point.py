@@ -1,6 +1,5 @@
 """The interior point method against cvxpy, scipy and closed forms."""
 
-import cvxpy
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from declarative import DeclarativeNode, SolverError, Status
 from declarative.solvers import InteriorPoint
 from tests.conformance.cases import close
-from tests.solvers.statements import F64, QP, DoubleWell, Rosenbrock, kkt_residual, quadratic_programs
+from tests.solvers.statements import F64, QP, DoubleWell, Rosenbrock, compare_with_cvxpy, kkt_residual, quadratic_programs
 
 
 @given(seed=st.integers(0, 10**6), q=st.integers(1, 12), p=st.integers(0, 3))
@@ -24,14 +23,7 @@ def test_quadratic_programs_satisfy_their_conditions(seed, q, p):
 def test_quadratic_programs_against_cvxpy(solver):
     inputs = quadratic_programs(5, batch=2)
     s = QP(solver=solver, polish=3).solution(*inputs)
-    for i in range(2):
-        Q, c, A, b, G, d = (t[i].numpy() for t in inputs)
-        y = cvxpy.Variable(len(c))
-        constraints = [A @ y == b, G @ y <= d]
-        cvxpy.Problem(cvxpy.Minimize(0.5 * cvxpy.quad_form(y, cvxpy.psd_wrap(Q)) + c @ y), constraints).solve(solver="CLARABEL")
-        np.testing.assert_allclose(s.y[i].detach(), y.value, atol=1e-6)
-        np.testing.assert_allclose(s.equality_multipliers[i].detach(), constraints[0].dual_value, atol=1e-5)
-        np.testing.assert_allclose(s.inequality_multipliers[i].detach(), constraints[1].dual_value, atol=1e-5)
+    compare_with_cvxpy(s, inputs)
 
 
 @pytest.mark.parametrize("units", [1e-10, 1e-8, 1e-6, 1e-3, 1.0, 1e6, 1e10])

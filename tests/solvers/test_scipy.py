@@ -3,7 +3,6 @@
 import threading
 import warnings
 
-import cvxpy
 import numpy as np
 import pytest
 import scipy.optimize
@@ -12,7 +11,7 @@ import torch
 from declarative import DeclarativeNode, SolverError, SolverWarning, Status
 from declarative.solvers import SciPy
 from tests.conformance.cases import close
-from tests.solvers.statements import CONTRADICTIONS, F64, QP, ROOTS, Box, DoubleWell, Free, Rosenbrock, Sphere, quadratic_programs
+from tests.solvers.statements import CONTRADICTIONS, F64, QP, ROOTS, Box, DoubleWell, Free, Rosenbrock, Sphere, compare_with_cvxpy, quadratic_programs
 
 FREE = ("Nelder-Mead", "Powell", "CG", "BFGS", "Newton-CG", "L-BFGS-B", "TNC", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "COBYQA")
 HELD = ("SLSQP", "trust-constr", "COBYLA")
@@ -59,14 +58,7 @@ def test_rosenbrock(method):
 def test_multipliers_against_cvxpy(method):
     inputs = quadratic_programs(5, batch=2)
     s = QP(solver=SciPy(method), polish=3).solution(*inputs)
-    for i in range(2):
-        Q, c, A, b, G, d = (t[i].numpy() for t in inputs)
-        y = cvxpy.Variable(len(c))
-        constraints = [A @ y == b, G @ y <= d]
-        cvxpy.Problem(cvxpy.Minimize(0.5 * cvxpy.quad_form(y, cvxpy.psd_wrap(Q)) + c @ y), constraints).solve(solver="CLARABEL")
-        np.testing.assert_allclose(s.y[i].detach(), y.value, atol=1e-6)
-        np.testing.assert_allclose(s.equality_multipliers[i].detach(), constraints[0].dual_value, atol=1e-5)
-        np.testing.assert_allclose(s.inequality_multipliers[i].detach(), constraints[1].dual_value, atol=1e-5)
+    compare_with_cvxpy(s, inputs)
 
 
 def test_multipliers_of_a_known_solution():
