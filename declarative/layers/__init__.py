@@ -1,0 +1,1 @@
+"""Ready layers: nodes with natural shapes and closed-form structure."""

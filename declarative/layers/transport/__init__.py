@@ -1,0 +1,1 @@
+"""Entropic optimal transport: one layer, its losses and its divergence."""
