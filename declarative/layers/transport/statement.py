@@ -1,7 +1,7 @@
 """Entropic transport in plain tensors: a batch of problems, and what a method returns for it.
 
-    min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j)   s.t.   P1 = r,  Pᵀ1 = c
-    P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij));   the potentials (φ, ψ) are fixed up to (φ + t, ψ − t)
+min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j)   s.t.   P1 = r,  Pᵀ1 = c
+P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij));   the potentials (φ, ψ) are fixed up to (φ + t, ψ − t)
 """
 
 from __future__ import annotations
