@@ -158,8 +158,8 @@ def two_by_two(M: Tensor, r: Tensor, c: Tensor, gamma: float | Tensor = GAMMA) -
 
         t = 2κ r₁b₁ / (d + κ(r₁ + b₁) + √(d² + κ(4r₁b₁ + 2d(r₁ + b₁) + κ(r₁ − b₁)²)))
 
-    is positive. It is written with ρ = √κ, so that nothing underflows before ρ does. On either side of δ = 0 and
-    of d = 0 it is the same analytic function, so that derivatives do not notice which side was taken.
+    is positive. It is written with ρ = √κ, so that nothing underflows before ρ does. On either side of δ = 0 and of d = 0 it is the
+    same analytic function, so that derivatives do not notice which side was taken.
     """
     b = _column_sums(r, c)
     exponent = gamma * (M[:, 0, 0] + M[:, 1, 1] - M[:, 0, 1] - M[:, 1, 0])
@@ -169,7 +169,7 @@ def two_by_two(M: Tensor, r: Tensor, c: Tensor, gamma: float | Tensor = GAMMA) -
     r, b = torch.where(turned.unsqueeze(1), r.flip(1), r), torch.where(turned.unsqueeze(1), b.flip(1), b)
 
     d, sums, product = r[:, 1] - b[:, 0], r[:, 0] + b[:, 0], r[:, 0] * b[:, 0]
-    # Not below the smallest number there is: at d = 0 numerator and denominator would both vanish.
+    # Where exp underflows, the smallest normal number: t is zero to rounding all the same, and d = 0 does not give 0/0.
     rho = (-0.5 * exponent).exp().clamp_min(torch.finfo(r.dtype).tiny)
     root = torch.hypot(d, rho * (4 * product + 2 * d * sums + (rho * (r[:, 0] - b[:, 0])).square()).sqrt())
     t = rho * (2 * rho * product / (d + rho.square() * sums + root))
@@ -196,15 +196,15 @@ def build(gamma: float) -> Callable[[], Transport]:
     return lambda: Transport(gamma)
 
 
-_ALL = (0, 0, 0)
+_BATCHED = (0, 0, 0)
 
 PROBLEMS = (
-    Problem("transport", Transport, random_costs(ROWS, COLUMNS), _ALL, note="matrix y; diagonal H, constant sparse A and B = I, declared"),
-    Problem("transport_two_by_two", learned, random_costs(2, 2), _ALL, two_by_two, two_by_two_slope, "one unknown: a quadratic; γ is a parameter"),
-    Problem("transport_points", build(5.0), point_clouds(3, 3), _ALL, note="costs are squared distances"),
-    Problem("transport_permutation", build(GAMMA), nearly_permutation(3), _ALL, note="P near a degenerate vertex"),
-    Problem("transport_tall", Transport, random_costs(6, 2), _ALL, note="more rows than columns"),
-    Problem("transport_wide", Transport, random_costs(2, 6), _ALL, note="more columns than rows"),
-    Problem("transport_row", Transport, random_costs(1, 4), _ALL, one_row, no_slope, "one feasible plan: as many constraints as numbers"),
-    Problem("transport_column", Transport, random_costs(3, 1), _ALL, one_column, no_slope, "the column sum is the redundant one"),
+    Problem("transport", Transport, random_costs(ROWS, COLUMNS), _BATCHED, note="matrix y; diagonal H, constant sparse A and B = I, declared"),
+    Problem("transport_two_by_two", learned, random_costs(2, 2), _BATCHED, two_by_two, two_by_two_slope, "one unknown: a quadratic; γ is a parameter"),
+    Problem("transport_points", build(5.0), point_clouds(3, 3), _BATCHED, note="costs are squared distances"),
+    Problem("transport_permutation", build(GAMMA), nearly_permutation(3), _BATCHED, note="P near a degenerate vertex"),
+    Problem("transport_tall", Transport, random_costs(6, 2), _BATCHED, note="more rows than columns"),
+    Problem("transport_wide", Transport, random_costs(2, 6), _BATCHED, note="more columns than rows"),
+    Problem("transport_row", Transport, random_costs(1, 4), _BATCHED, one_row, no_slope, "one feasible plan: as many constraints as numbers"),
+    Problem("transport_column", Transport, random_costs(3, 1), _BATCHED, one_column, no_slope, "the column sum is the redundant one"),
 )
