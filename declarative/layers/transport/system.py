@@ -27,7 +27,7 @@ _STEPS_PER_COLUMN = 1 / 24  # how many of their steps cost as much as one factor
 
 def _safe(sums: Tensor) -> Tensor:
     """Sums to divide by: 1 in place of 0, where nothing is sent."""
-    return torch.where(sums > 0, sums, 1.0)
+    return sums.masked_fill(sums <= 0, 1.0)
 
 
 def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -110,16 +110,28 @@ def conjugate_gradients(
     return Iterated(x, done.all(2).squeeze(1), steps)
 
 
+def refined(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, factor: Tensor, tolerance: float) -> Tensor | None:
+    """S⁻¹ · side by the factor of a matrix near S, and iterative refinement; None where that does not converge fast."""
+    inverse, diagonal = _safe(rows).reciprocal_().unsqueeze(2), columns.unsqueeze(2)
+    solution = torch.cholesky_solve(side, factor)
+    goal = tolerance * float(torch.linalg.vector_norm(side))
+    for _ in range(4):
+        residual = torch.baddbmm(side, plan.mT, inverse * (plan @ solution)).addcmul_(diagonal, solution, value=-1)
+        if float(torch.linalg.vector_norm(residual)) <= goal:
+            return solution
+        solution = solution + torch.cholesky_solve(residual, factor)
+    return None
+
+
 def solve_schur(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None = None) -> Tensor:
     """S⁻¹ · side for consistent right-hand sides (b, n, k), in numbers, by whatever is fastest and accurate."""
     n, eps = plan.shape[2], torch.finfo(plan.dtype).eps
     tolerance = eps**0.85
     if factor is not None:
-        known = factor
-        tried = conjugate_gradients(plan, rows, columns, side, lambda r: torch.cholesky_solve(r, known), tolerance, 8)
-        if bool(tried.converged.all()):
-            return tried.solution
-    elif n >= _LARGE:
+        solution = refined(plan, rows, columns, side, factor, tolerance)
+        if solution is not None:
+            return solution
+    if n >= _LARGE:
         diagonal = _safe(columns - (plan * plan / _safe(rows).unsqueeze(2)).sum(1)).unsqueeze(2)
         tried = conjugate_gradients(plan, rows, columns, side, lambda r: r / diagonal, tolerance, int(n * _STEPS_PER_COLUMN))
         if bool(tried.converged.all()):
