@@ -15,6 +15,7 @@ from declarative.layers.transport.system import factorise, schur_complement
 
 _START = 100.0  # γ · range(M) at which the path begins
 _NEAR = 0.1  # a marginal error from which Newton's steps converge fast
+_FAR = 0.25  # one that is worth a start at a smaller γ
 _OVERSHOT = -0.1  # of the slope at the start: the least slope that a step may end with
 _TRIALS = 20
 _PATIENCE = 30  # steps without an error that is 10 % smaller
@@ -47,15 +48,19 @@ def newton(problem: Transport, kernel: Kernel, results: Results, warm: bool, bef
     """Newton's steps until every sample is done. `kernel` is that of the samples in `results.alive`."""
     goal = results.goal
     target = problem.gamma[:, None, None][results.alive] if results.partial else problem.gamma[:, None, None]
-    kernel.sweep(1)
+    kernel.sweep(2)
     error = results.error(kernel)
-    begin = torch.minimum(target, _START / spread(problem.cost if not results.partial else kernel.cost))
-    begin = torch.where((target <= 2 * begin) | (warm & (error < 5 * _NEAR))[:, None, None] | (error < _NEAR)[:, None, None], target, begin)
-    if bool((begin < target).any()):
-        psi = kernel.full_psi()
-        first = torch.where(begin < target, kernel.log_columns / begin, psi)
-        kernel.absorb(first, begin)
+    wide = spread(kernel.cost)
+    gamma, least = torch.where((error < _FAR)[:, None, None], target, torch.minimum(target, _START / wide)), 1 / wide
+    # The path begins where a few sweeps nearly suffice; a kernel costs much less than a factor.
+    for _ in range(_TRIALS):
+        far = ((error >= _FAR)[:, None, None]) & (gamma < kernel.gamma)
+        if not bool(far.any()):
+            break
+        kernel.absorb(torch.where(far, kernel.log_columns / gamma, kernel.full_psi()), gamma)
         kernel.sweep(2)
+        error = results.error(kernel)
+        gamma = torch.where((error < _FAR)[:, None, None] | (gamma < least), gamma, gamma / 3)
     state = _Path(kernel, target)
     factor = None
     for step in range(before, goal.max_iterations):
@@ -66,6 +71,7 @@ def newton(problem: Transport, kernel: Kernel, results: Results, warm: bool, bef
         done = done | state.stalled(error)
         goal.report(step + 1, error)
         if bool(done.any()):
+            state.arrive(done)
             keep = results.finish(state.kernel, done, step, factor)
             if keep is None:
                 return results.found()
@@ -73,6 +79,7 @@ def newton(problem: Transport, kernel: Kernel, results: Results, warm: bool, bef
             residual, error = residual[keep], error[keep]
             factor = None
         factor = state.advance(residual, error, results)
+    state.arrive(torch.ones_like(error, dtype=torch.bool))
     results.finish(state.kernel, torch.ones_like(error, dtype=torch.bool), goal.max_iterations, None)
     return results.found()
 
@@ -87,18 +94,25 @@ class _Path:
         self.damping = torch.full_like(target, self.floor)
         self.best = torch.full_like(target, torch.inf).flatten()
         self.waited = torch.zeros_like(self.best)
+        self.reached = torch.zeros_like(target)
 
     def stalled(self, error: Tensor) -> Tensor:
         """Samples whose error no longer falls."""
-        on_path = (self.kernel.gamma < self.target).flatten()
-        better = (error < 0.9 * self.best) | on_path
+        better = (error < 0.9 * self.best) | (self.kernel.gamma > self.reached).flatten()
+        self.reached = self.kernel.gamma
         self.best = torch.where(better, error, self.best)
         self.waited = torch.where(better, 0.0, self.waited + 1)
         return (self.waited > _PATIENCE) | ~torch.isfinite(error)
 
+    def arrive(self, done: Tensor) -> None:
+        """Samples that are given up on their way are judged at their target all the same."""
+        away = self.kernel.gamma < self.target
+        if bool((away.flatten() & done).any()):
+            self.kernel.absorb(self.kernel.full_psi(), torch.where(done[:, None, None], self.target, self.kernel.gamma))
+
     def select(self, index: Tensor) -> None:
         self.kernel = self.kernel.select(index)
-        for name in ("target", "ratio", "damping", "best", "waited"):
+        for name in ("target", "ratio", "damping", "best", "waited", "reached"):
             setattr(self, name, getattr(self, name)[index])
 
     def advance(self, residual: Tensor, error: Tensor, results: Results) -> Tensor:
@@ -138,11 +152,13 @@ class _Path:
         length = torch.where(largest > cap, cap / largest, 1.0)
         slope = (residual * delta).sum(1, keepdim=True)
         base, gamma, logs = kernel.full_psi(), kernel.gamma, kernel.v.log()
+        value, doubt = kernel.value()
         # side solves K w = [(P∘C)1; (P∘C)ᵀ1] with C = φ + ψ − M, so the limit is ψ − w.
         limit = kernel.psi - side
-        any_onward, error = bool(onward.any()), torch.zeros_like(length)
+        anew, error = bool(onward.any()), torch.zeros_like(length)
         for trial in range(_TRIALS):
-            if any_onward or bool(((length * largest) > 0.3 * cap).any()):
+            anew = anew or bool(((length * largest) > 0.3 * cap).any())
+            if anew:
                 following = torch.where(onward, torch.minimum(gamma * self.ratio, self.target), gamma)
                 tangent = limit + (gamma / following) * (base - limit) + delta / following
                 kernel.absorb(torch.where(onward, tangent, base + length * delta / gamma), following)
@@ -155,7 +171,11 @@ class _Path:
             after = kernel.residual()
             inclined = (after * delta).sum(1, keepdim=True)
             error = after.abs().sum(1, keepdim=True) / results.mass[:, None, None]
-            fine = torch.where(onward, error < _NEAR, inclined >= _OVERSHOT * slope)
+            level = inclined >= _OVERSHOT * slope
+            if not bool((level & (inclined >= 0) | onward).all()):
+                rise = kernel.value()[0] - value
+                level = level & ((inclined >= 0) | (rise >= 1e-4 * length * slope - doubt))
+            fine = torch.where(onward, error < _NEAR, level)
             if bool(fine.all()):
                 break
             shorter = length * (slope / (slope - inclined)).clamp(0.1, 0.7)
@@ -164,5 +184,6 @@ class _Path:
             given_up = onward & (self.ratio < 1.2)
             onward = onward & ~given_up
         self.ratio = torch.where(onward & (error < 0.3 * _NEAR), self.ratio**1.5, self.ratio).clamp(2.0, 64.0)
+        self.last=(length,trial)
         short = ~onward & (length < 0.02)
         self.damping = torch.where(short, (self.damping * 100).clamp(max=1.0), (self.damping / 10).clamp(min=self.floor))

@@ -76,6 +76,14 @@ class Kernel:
         """c − Pᵀ1 (b, n, 1): the gradient of the dual in log v."""
         return torch.addcmul(self.c, self.v, self.sums, value=-1)
 
+    def value(self) -> tuple[Tensor, Tensor]:
+        """γ times the dual's value (b, 1, 1), up to a constant, and what rounding can make of it."""
+        phi = torch.addcdiv(self.phi, self.u.log(), self.gamma)
+        rows, columns = self.r * phi, self.c * self.full_psi()
+        value = (rows.sum(1, keepdim=True) + columns.sum(1, keepdim=True)) * self.gamma
+        size = (rows.abs().sum(1, keepdim=True) + columns.abs().sum(1, keepdim=True)) * self.gamma
+        return value, 4 * torch.finfo(size.dtype).eps * size
+
     def plan(self) -> Tensor:
         """P (b, m, n)."""
         return (self.k * self.u).mul_(self.v.mT)
