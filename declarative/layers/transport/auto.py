@@ -50,4 +50,4 @@ class Auto(Method):
             sweeps += _BLOCK
             before, error = error, results.error(kernel)
         results.method = "Sinkhorn's iteration, then Newton on the dual"
-        return newton(problem, kernel, results, False, sweeps)
+        return newton(problem, kernel, results, sweeps)
