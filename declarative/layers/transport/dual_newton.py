@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative.layers.transport.kernel import Kernel, kernel_of
+from declarative.layers.transport.kernel import Kernel, kernel_of, spread
 from declarative.layers.transport.methods import Goal, Method, Potentials
 from declarative.layers.transport.path import NEAR, Path
 from declarative.layers.transport.results import Results
@@ -30,15 +30,6 @@ class DualNewton(Method):
         results = Results(problem, goal, "Newton on the dual")
         kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None])
         return newton(problem, kernel, results)
-
-
-def spread(cost: Tensor) -> Tensor:
-    """The range of the finite costs, (b, 1, 1)."""
-    least, most = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
-    if bool(torch.isinf(most).any()):
-        most = torch.where(torch.isinf(cost), least, cost).amax((1, 2), keepdim=True)
-    wide = most - least
-    return torch.where(torch.isfinite(wide), wide, 0.0)
 
 
 def newton(problem: Transport, kernel: Kernel, results: Results, before: int = 0) -> Found:

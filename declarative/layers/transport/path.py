@@ -17,8 +17,8 @@ from declarative.layers.transport.direction import Direction
 from declarative.layers.transport.kernel import Kernel, reach
 
 NEAR = 0.1  # a marginal error from which Newton's steps converge fast
-_CENTRED = 5.0  # a change of log v up to which γ may change too
-_HOPELESS = 15.0  # a change of log v that is worth going back to a smaller γ
+_CENTRED = 3.0  # a change of log v up to which γ may change too
+_HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ
 _OVERSHOT, _TIMID = -0.1, 0.3  # the slopes between which a step may end, relative to that at its start
 _TRIALS = 20
 _PATIENCE = 30  # steps without an error that is 10 % smaller
