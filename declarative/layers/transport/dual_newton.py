@@ -9,7 +9,7 @@ from torch import Tensor
 
 from declarative.layers.transport.kernel import Kernel, kernel_of, spread
 from declarative.layers.transport.methods import Goal, Method, Potentials
-from declarative.layers.transport.path import NEAR, Path
+from declarative.layers.transport.path import Path
 from declarative.layers.transport.results import Results
 from declarative.layers.transport.statement import Found, Transport
 
@@ -41,7 +41,7 @@ def newton(problem: Transport, kernel: Kernel, results: Results, before: int = 0
     target = problem.gamma[results.alive][:, None, None] if results.partial else problem.gamma[:, None, None]
     if not before:
         kernel.sweep(_SWEEPS)
-    path = Path(kernel, target, _begin(kernel, target, results), results.mass)
+    path = Path(kernel, target, _begin(kernel, target, results), results.mass, goal.tolerance)
     for step in range(before, goal.max_iterations):
         if step > before:
             path.kernel.sweep(_SWEEPS)

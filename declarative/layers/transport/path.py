@@ -53,12 +53,12 @@ class Levels:
 class Path:
     """The running samples on their way to their γ."""
 
-    def __init__(self, kernel: Kernel, target: Tensor, least: Tensor, mass: Tensor) -> None:
+    def __init__(self, kernel: Kernel, target: Tensor, least: Tensor, mass: Tensor, tolerance: float) -> None:
         self.kernel, self.mass = kernel, mass
         none = torch.zeros_like(target)
         flat = none.flatten()
         self.levels = Levels(target, least, torch.full_like(none, 4.0), kernel.psi, kernel.psi, none, flat + torch.inf, flat, none)
-        self.direction = Direction()
+        self.direction = Direction(tolerance)
 
     def select(self, index: Tensor) -> None:
         """Go on with these samples."""
@@ -94,7 +94,7 @@ class Path:
         if bool(onward.any()):
             delta, side = self.direction.with_tangent(kernel, residual)
         else:
-            delta, side = self.direction.newton(kernel, residual), None
+            delta, side = self.direction.newton(kernel, residual, error), None
         largest = delta.abs().amax(1, keepdim=True)
         hopeless = largest > _HOPELESS
         onward = onward & (largest < _CENTRED)

@@ -64,7 +64,6 @@ class Sinkhorn(Method):
             gamma = torch.minimum(target, _START / spread(problem.cost))
         kernel = kernel_of(problem, None if init is None else init[1], gamma)
         pace = _Pace(target, self.over_relaxation)
-        best, waited = torch.full_like(problem.mass, torch.inf), 0
         count = stayed = 0
         while True:
             error = results.error(kernel)
@@ -80,7 +79,7 @@ class Sinkhorn(Method):
                 keep = results.finish(kernel, done, count, None)
                 if keep is None:
                     return results.found()
-                kernel, target, error, arrived, best = kernel.select(keep), target[keep], error[keep], arrived[keep], best[keep]
+                kernel, target, error, arrived = kernel.select(keep), target[keep], error[keep], arrived[keep]
                 pace.select(keep)
             ready = ~arrived & ((error < _LEVEL) | torch.tensor(stayed >= _STAY))
             if bool(ready.any()):
