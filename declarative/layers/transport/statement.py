@@ -83,3 +83,12 @@ class Found:
 def no_iterations(problem: Transport) -> Tensor:
     """(b,) zeros."""
     return torch.zeros(problem.cost.shape[0], dtype=torch.int64, device=problem.cost.device)
+
+
+def soft_minimum(cost: Tensor, weights: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
+    """−(1/γ) log Σ_j c_j exp(γ(ψ_j − M_ij)): what the potential of an empty row is."""
+    scale = gamma[:, None, None]
+    log = torch.where(weights > 0, torch.where(weights > 0, weights, 1.0).log(), -torch.inf)
+    blocked = torch.isinf(cost).all(2)
+    terms = torch.where(blocked.unsqueeze(2), 0.0, log.unsqueeze(1) + scale * (psi.unsqueeze(1) - cost))
+    return torch.where(blocked, 0.0, -torch.logsumexp(terms, 2) / gamma.unsqueeze(1))
