@@ -1,0 +1,28 @@
+"""GeomLoss on entropic transport: averaged steps in the log domain, ε lowered from the largest cost to its value over all of them.
+
+It has no tolerance that it keeps to (version 0.3.1), but a number of iterations.
+
+Source: Feydy et al., "Interpolating between optimal transport and MMD using Sinkhorn divergences", AISTATS 2019.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from benchmarks.plans import Found, Problem, Way
+
+
+def ways(problem: Problem, limit: int) -> tuple[Way, ...]:
+    """Its one way. Raises ImportError where the package is not installed."""
+    ot = import_module("geomloss.ot")
+    return (Way("GeomLoss", [limit // 2**k for k in range(8, -1, -1)], partial(_solved, ot, problem)),)
+
+
+@torch.no_grad()
+def _solved(ot: Any, problem: Problem, iterations: float) -> Found:
+    plan = ot.solve(problem.M, reg=1 / problem.gamma, a=problem.r, b=problem.c, max_iter=int(iterations)).plan
+    return Found(plan, int(iterations))
