@@ -32,7 +32,9 @@ def ways(problem: Problem, limit: int) -> tuple[Way, ...]:
             found = linear.solve(geom, a=r, b=c, threshold=threshold, max_iterations=limit, **extra)
             return found.matrix, found.n_iters
 
-        return jax.jit(solve)
+        fast = jax.jit(solve)
+        fast(M, r, c, 1.0)  # compiles it
+        return fast
 
     return tuple(Way(f"OTT {label}", [WANTED, WANTED / 3], partial(_solved, compiled(extra), (M, r, c), limit)) for label, extra in options.items())
 
