@@ -48,6 +48,17 @@ def alive(tensor: Tensor) -> Tensor:
     return torch._C._functorch.unwrap_if_dead(tensor) if is_wrapped(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def folded(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """A batch first tensor with vmap's dimension of this size folded into its batch; repeated where it is not mapped."""
+    outer = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return outer.reshape(-1, *outer.shape[2:]) if outer.shape[1] else outer.new_zeros(0, *outer.shape[2:])
+
+
+def unfolded(tensor: Tensor, size: int) -> Tensor:
+    """(size · b, …) -> (size, b, …)"""
+    return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
+
+
 def reject_legacy_vmap(*tensors: Tensor | None) -> None:
     """Raise for torch.autograd's own batching, an older vmap than torch.func's, which no autograd Function can serve."""
     if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from declarative.errors import SingularOperatorError, name_samples
-from declarative.transforms import alive, at_outer_levels, is_differentiated
+from declarative.transforms import alive, at_outer_levels, folded, is_differentiated
 
 
 class Operator(ABC):
@@ -169,11 +169,7 @@ class _Inverse(torch.autograd.Function):
             solution = invert(operator.with_tensors(tensors), side.flatten(-2))
             return solution.unflatten(-1, side.shape[-2:]), solution.ndim
 
-        def folded(tensor: Tensor, dim: int | None) -> Tensor:
-            outer = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            return outer.reshape(-1, *outer.shape[2:]) if outer.shape[1] else outer.new_zeros(0, *outer.shape[2:])
-
-        solution = invert(operator.with_tensors([folded(t, dim) for t, dim in zip(tensors, dims, strict=True)]), folded(columns, columns_dim))
+        solution = invert(operator.with_tensors([folded(t, dim, size) for t, dim in zip(tensors, dims, strict=True)]), folded(columns, columns_dim, size))
         return solution.reshape(size, *columns.movedim(columns_dim, 0).shape[1:] if columns_dim is not None else columns.shape), 0
 
 

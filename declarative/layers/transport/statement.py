@@ -1,7 +1,7 @@
 """Entropic transport in plain tensors: a batch of problems, and what a method returns for it.
 
-    min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j)   s.t.   P1 = r,  Pᵀ1 = c
-    P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij));   the potentials (φ, ψ) are fixed up to (φ + t, ψ − t)
+min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j)   s.t.   P1 = r,  Pᵀ1 = c
+P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij));   the potentials (φ, ψ) are fixed up to (φ + t, ψ − t)
 """
 
 from __future__ import annotations
@@ -83,3 +83,12 @@ class Found:
 def no_iterations(problem: Transport) -> Tensor:
     """(b,) zeros."""
     return torch.zeros(problem.cost.shape[0], dtype=torch.int64, device=problem.cost.device)
+
+
+def soft_minimum(cost: Tensor, weights: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
+    """−(1/γ) log Σ_j c_j exp(γ(ψ_j − M_ij)): what the potential of an empty row is."""
+    scale = gamma[:, None, None]
+    log = torch.where(weights > 0, torch.where(weights > 0, weights, 1.0).log(), -torch.inf)
+    blocked = torch.isinf(cost).all(2)
+    terms = torch.where(blocked.unsqueeze(2), 0.0, log.unsqueeze(1) + scale * (psi.unsqueeze(1) - cost))
+    return torch.where(blocked, 0.0, -torch.logsumexp(terms, 2) / gamma.unsqueeze(1))

@@ -113,10 +113,10 @@ def conjugate_gradients(
 def solve_schur(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None = None) -> Tensor:
     """S⁻¹ · side for consistent right-hand sides (b, n, k), in numbers, by whatever is fastest and accurate."""
     n, eps = plan.shape[2], torch.finfo(plan.dtype).eps
-    tolerance = 8 * eps
+    tolerance = eps**0.85
     if factor is not None:
         known = factor
-        tried = conjugate_gradients(plan, rows, columns, side, lambda r: torch.cholesky_solve(r, known), tolerance * 8, 8)
+        tried = conjugate_gradients(plan, rows, columns, side, lambda r: torch.cholesky_solve(r, known), tolerance, 8)
         if bool(tried.converged.all()):
             return tried.solution
     elif n >= _LARGE:
@@ -130,3 +130,76 @@ def solve_schur(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, facto
         return solution
     bad = (~good).nonzero().squeeze(1)
     return solution.index_copy(0, bad, eliminate(plan[bad], rows[bad], side[bad]))
+
+
+@dataclass(frozen=True, eq=False)
+class Marginals(Operator):
+    """K + vvᵀ with v = (1, −1)/√(m + n) on the rows and columns that are not empty, and the identity on those that are: regular.
+
+    For right-hand sides with equal sums, all that occur, its solutions are those of K with Σw_r = Σw_c.
+
+    Args:
+        plan: P (b, m, n)
+        factor: of a Schur complement near that of P, as a preconditioner.
+    """
+
+    plan: Tensor
+    factor: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.plan,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Marginals:
+        (plan,) = tensors
+        return replace(self, plan=plan, factor=self.factor if plan.shape == self.plan.shape else None)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        b, m, n = self.plan.shape
+        return b, m + n, m + n
+
+    def transpose(self) -> Marginals:
+        return self
+
+    def matmul_columns(self, columns: Tensor) -> Tensor:
+        rows, sums = self.plan.sum(2), self.plan.sum(1)
+        top, bottom = columns.split([rows.shape[1], sums.shape[1]], 1)
+        product = torch.cat(
+            [_safe(rows).unsqueeze(2) * top + self.plan @ bottom, self.plan.mT @ top + _safe(sums).unsqueeze(2) * bottom],
+            1,
+        )
+        null = self._null(rows, sums)
+        return product + null * (null * columns).sum(1, keepdim=True)
+
+    def solve_columns(self, columns: Tensor) -> Tensor:
+        rows, sums = self.plan.sum(2), self.plan.sum(1)
+        null = self._null(rows, sums)
+        along = null * (null * columns).sum(1, keepdim=True)
+        top, bottom = (columns - along).split([rows.shape[1], sums.shape[1]], 1)
+        found = torch.cat(self._numbers(rows, sums, top, bottom), 1)
+        return found - null * (null * found).sum(1, keepdim=True) + along
+
+    def solve_pair(self, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
+        """(w_r, w_c) of K for one right-hand side with equal sums, in numbers; free by (t, −t)."""
+        w_rows, w_columns = self._numbers(self.plan.sum(2), self.plan.sum(1), side_rows.unsqueeze(2), side_columns.unsqueeze(2))
+        return w_rows.squeeze(2), w_columns.squeeze(2)
+
+    @staticmethod
+    def _null(rows: Tensor, columns: Tensor) -> Tensor:
+        kept = torch.cat([(rows > 0).to(rows.dtype), -(columns > 0).to(rows.dtype)], 1).unsqueeze(2)
+        return kept / torch.linalg.vector_norm(kept, dim=1, keepdim=True).clamp_min(1)
+
+    def _numbers(self, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
+        if self.plan.shape[1] < self.plan.shape[2]:
+            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor)
+            return w_rows, w_columns
+        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor)
+
+
+def _by_elimination(plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The rows eliminated, the rest solved for."""
+    inverse = _safe(rows).reciprocal().unsqueeze(2)
+    scaled = side_rows * inverse
+    w_columns = solve_schur(plan, rows, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor)
+    return torch.addcmul(scaled, inverse, plan @ w_columns, value=-1), w_columns

@@ -1,0 +1,347 @@
+"""`OptimalTransport`: entropic optimal transport as a declarative node, with its structure in closed form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from declarative.differentiation.implicit import Implicit
+from declarative.errors import SolverError, SolverWarning, name_samples
+from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.methods import Method
+from declarative.layers.transport.plan import Call, Derivative, Record, balance, transport_plan
+from declarative.layers.transport.reading import Read, check, read
+from declarative.layers.transport.statement import Found, Transport, soft_minimum
+from declarative.layers.transport.unrolled import unrolled_plan
+from declarative.layers.transport.value import transport_value
+from declarative.node import DeclarativeNode, InDims
+from declarative.solution import DerivativeReport, Solution, Status
+from declarative.structure import Constant, DiagonalOperator, Sparse
+
+GRADIENTS = ("implicit", "approximate", "unrolled")
+ON_FAILURE = ("raise", "warn", "nan")
+INPUTS = ("cost", "affinity")
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """φ (…, m) and ψ (…, n), with ⟨φ, r⟩ = ⟨ψ, c⟩: what `init=` takes."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+class OptimalTransport(DeclarativeNode):
+    """P = argmin_P ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ)  subject to  P1 = r, Pᵀ1 = c.
+
+    Differentiable in M, r, c and γ, to any order, in reverse and forward mode and under torch.func; memory does not depend on the
+    iterations. One Cholesky factor of min(m, n) rows with one right-hand side (or conjugate gradients, or the factor of the forward
+    pass's last Newton step) makes the whole backward pass.
+
+    Args:
+        gamma: γ > 0: a float, a tensor that broadcasts with the leading dimensions, or a `torch.nn.Parameter` to be learned. May
+            be given at the call instead.
+        method: how P is found: `Auto()` (None), `Sinkhorn(...)`, `DualNewton(...)` or `DualLBFGS(...)`.
+        tolerance: of the relative marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr. None: 1e-10 in float64, 1e-5 in float32.
+        max_iterations: of the method.
+        gradient: "implicit": that of the solution. "approximate": with the potentials held fixed, as if there were no constraints.
+            "unrolled": through Sinkhorn's iterations, whose memory grows with them.
+        on_failure: what to do about samples whose error stays above the tolerance: "warn" (a `SolverWarning`; their gradient is
+            that of a problem with slightly different marginals), "raise" a `SolverError`, or "nan".
+        input: "cost": the input is M. "affinity": the input is Q ≥ 0 with M = −log Q; 0 forbids a pair.
+        progress: called with a line of text now and then, `print` for example, or a function of (iteration, error).
+
+    Shapes:
+        M (…, m, n); r (…, m), c (…, n), nonnegative and of the same mass, uniform where None; γ (…,). Leading dimensions
+        broadcast. P (…, m, n). Costs may have any sign; +inf forbids a pair, and so does `mask` (…, m, n) where it is False (rows that
+        it empties get no mass by default: padded problems).
+
+        r and c matter as distributions of one mass s = (Σr + Σc)/2: derivatives are those of P1 = r s/Σr, Pᵀ1 = c s/Σc, so
+        each has a gradient of its own although only matching masses are accepted.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, NaN, negative marginals, masses that differ, rows with mass and nowhere to go.
+        SolverError: with on_failure="raise".
+
+    Example:
+        >>> M = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> OptimalTransport(gamma=2.0)(M)
+        tensor([[0.4404, 0.0596],
+                [0.0596, 0.4404]])
+
+    Source: Cuturi, "Sinkhorn distances", NeurIPS 2013; Gould et al., "Exploiting problem structure in deep declarative networks: two
+    case studies", OT-SDM at AAAI 2022.
+    """
+
+    constraint_structure = Constant(Sparse())
+
+    def __init__(
+        self,
+        gamma: float | Tensor = 1.0,
+        *,
+        method: Method | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = 1000,
+        gradient: str = "implicit",
+        on_failure: str = "warn",
+        input: str = "cost",  # noqa: A002
+        progress: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(gamma, Tensor):
+            if isinstance(gamma, bool) or not isinstance(gamma, int | float):
+                raise TypeError(f"gamma must be a number or a tensor, got {type(gamma).__name__}")
+            if not 0 < gamma < float("inf"):
+                raise ValueError(f"gamma must be positive and finite, got {gamma}")
+        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE), ("input", input, INPUTS)):
+            if value not in choices:
+                raise ValueError(f"OptimalTransport({name}=...) must be one of {choices}, got {value!r}")
+        if method is not None and not isinstance(method, Method):
+            raise TypeError(f"method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
+        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
+            raise ValueError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
+        if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
+            raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+        if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
+            self.register_buffer("gamma", gamma)
+        else:
+            self.gamma = gamma
+        self.method, self.tolerance, self.max_iterations = method or Auto(), tolerance, max_iterations
+        self.gradient, self.on_failure, self.input, self.progress = gradient, on_failure, input, progress
+
+    # The statement, for one instance: inputs M, and r, c, γ where they are given.
+
+    def objective(self, *inputs_and_plan: Tensor) -> Tensor:
+        """⟨P, M⟩ + (1/γ) Σ P log(P / r cᵀ)."""
+        *inputs, P = inputs_and_plan
+        M, r, c, gamma = self._instance(inputs)
+        return (P * M).sum() + (P * (P / (r.unsqueeze(1) * c)).log()).sum() / gamma
+
+    def equality_constraints(self, *inputs_and_plan: Tensor) -> Tensor:
+        """P1 = r and Pᵀ1 = c; the last column's equation follows from the others."""
+        *inputs, P = inputs_and_plan
+        _, r, c, _ = self._instance(inputs)
+        return torch.cat([P.sum(1) - r, (P.sum(0) - c)[:-1]])
+
+    def _instance(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+        M, m, n = inputs[0], *inputs[0].shape
+        r = inputs[1] if len(inputs) > 1 else M.new_full((m,), 1 / m)
+        c = inputs[2] if len(inputs) > 2 else M.new_full((n,), 1 / n)
+        gamma = inputs[3] if len(inputs) > 3 else self.gamma
+        if isinstance(gamma, Tensor) and gamma.ndim:
+            raise ValueError("gamma differs between samples here: pass it at the call, layer(M, r, c, gamma)")
+        return (-M.log() if self.input == "affinity" else M), *balance(r, c), gamma
+
+    # The algorithm and the structure, batch first: what the generic engine uses, for `certify`, `explain` and the proofs of `verify`.
+
+    def solve(self, *inputs: Tensor) -> Solution:
+        """P and the multipliers."""
+        given = self._read(inputs, None)
+        plan, phi, psi, _, iterations, converged = transport_plan(self._call(given, None, inputs), given.cost, given.rows, given.columns, given.gamma)
+        status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+        return Solution(plan, _multipliers(phi, psi, given.gamma), status=status, iterations=iterations)
+
+    def hessian(self, *inputs_and_solution: Any) -> DiagonalOperator:
+        """H = diag(1 / γP)."""
+        *inputs, solution = inputs_and_solution
+        return DiagonalOperator((solution.y * self._read(tuple(inputs), None).gamma[:, None, None]).reciprocal().flatten(1))
+
+    def vjp(self, inputs: tuple[Tensor, ...], solution: Solution, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """The whole backward pass."""
+        given = self._read(inputs, None)
+        phi, psi = _potentials_of(solution, given)
+        at = Derivative(Call(), given.cost, given.rows, given.columns, given.gamma, torch.as_tensor(solution.y), phi, psi)
+        cost, *rest = at.pull_back(cotangent, None, None, wanted=(True, True, True, True))
+        first = -cost / inputs[0] if self.input == "affinity" else cost  # pyright: ignore[reportOptionalOperand]
+        return (first, *rest)[: len(inputs)]  # pyright: ignore[reportReturnType]
+
+    # Using it.
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+    ) -> Tensor:
+        """P (…, m, n).
+
+        Args:
+            inputs: M (…, m, n), r (…, m), c (…, n), γ (…,): all but M may be None or left out, or come by name (r=, c=, gamma=).
+            mask: (…, m, n) bool, True where something may be sent.
+            init: potentials to start from: a `Solution` of this layer, `Potentials`, or a pair (φ, ψ).
+            in_dims: as in every node, where the batch dimension is not the first.
+        """
+        if self.vjp is None:  # a copy that is to do without the structure
+            return super().forward(*_present(inputs), in_dims=in_dims)  # pyright: ignore[reportReturnType]
+        given, outputs, _ = self._find(_ordered(inputs, named), mask, init, in_dims)
+        return given.shaped(outputs[0])
+
+    def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+    ) -> Solution:
+        """P and all that is known about it.
+
+        `workspace` holds the `Potentials`; `violation` the marginal error, as `tolerance` measures it; `stationarity` is relative to
+        the largest cost. The multipliers ν are those of the statement above: m rows, then n − 1 columns.
+        """
+        if self.vjp is None:
+            return super().solution(*_present(inputs), in_dims=in_dims)
+        given, (plan, phi, psi, error, iterations, converged), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+        found = self._potentials(given, phi, psi, call.record)
+        none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
+        fields = {
+            "y": plan,
+            "equality_multipliers": _multipliers(found.rows, found.columns, given.gamma),
+            "inequality_multipliers": none,
+            "active": mask_none,
+            "weakly_active": mask_none,
+            "status": torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS)),
+            "iterations": iterations,
+            "stationarity": _stationarity(given, plan, found),
+            "violation": error,
+        }
+        shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
+        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=DerivativeReport(method=call.record.method), workspace=shown)
+
+    def potentials(self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None) -> Potentials:
+        """φ (…, m) and ψ (…, n), differentiable, with P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij)) and ⟨φ, r⟩ = ⟨ψ, c⟩."""
+        given, (_, phi, psi, *_), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+        found = self._potentials(given, phi, psi, call.record)
+        return Potentials(given.shaped(found.rows), given.shaped(found.columns))
+
+    def value(
+        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+    ) -> Tensor:
+        """The optimal value ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ), (…,): differentiable to any order; its gradient solves no linear system."""
+        given, (plan, phi, psi, *_), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+        if self.gradient == "unrolled":
+            gap = torch.where(plan > 0, phi.unsqueeze(2) + psi.unsqueeze(1), 0.0)
+            return given.shaped((plan * gap).sum((1, 2)))
+        found = self._potentials(given, phi, psi, call.record)
+        return given.shaped(transport_value(given.cost, *balance(given.rows, given.columns), given.gamma, plan, found.rows, found.columns))
+
+    def _read(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None) -> Read:
+        M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
+        gamma = self.gamma if gamma is None else gamma
+        return read(M, r, c, gamma, mask, self.input == "affinity")
+
+    def _find(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Call]:
+        given = self._read(_to_front(inputs, in_dims), mask)
+        call = self._call(given, init, inputs)
+        run = unrolled_plan if self.gradient == "unrolled" else transport_plan
+        return given, run(call, given.cost, given.rows, given.columns, given.gamma), call
+
+    def _call(self, given: Read, init: Any, inputs: tuple[Tensor | None, ...]) -> Call:
+        start = None if init is None else _read_init(init, given)
+        own = any(x is not None for x in inputs[1:3])
+        tolerance = self.tolerance
+        if tolerance is None:
+            tolerance = 1e-5 if given.cost.dtype == torch.float32 else 1e-10
+        if self.polish:
+            tolerance = min(tolerance, 64 * torch.finfo(given.cost.dtype).eps)
+
+        record = Record()
+
+        def prepare(problem: Transport) -> Transport:
+            # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
+            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, masses=not self.polish)
+            if not own:
+                return problem
+            rows, columns = balance(problem.rows, problem.columns)
+            record.empty = bool((torch.cat([rows, columns], 1) == 0).any())
+            return replace(problem, rows=rows, columns=columns)
+
+        def solve(problem: Transport) -> Found:
+            return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
+
+        def finish(found: Found) -> Found:
+            return found if bool(found.converged.all()) or self.polish else self._failed(found, tolerance)
+
+        return Call(prepare, solve, finish, self.gradient != "approximate", tolerance, self.max_iterations, record)
+
+    def _failed(self, found: Found, tolerance: float) -> Found:
+        bad = ~found.converged
+        if self.on_failure == "nan":
+            return replace(found, plan=torch.where(bad[:, None, None], torch.nan, found.plan))
+        worst = float(found.error[bad].max())
+        message = (
+            f"{type(self).__name__}, by {type(self.method).__name__}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
+            f"marginal error of {worst:.1e}, above the tolerance {tolerance:.0e}, after {int(found.iterations[bad].max())} iterations. Raise max_iterations or "
+            "tolerance, lower gamma, or check that a plan exists (mask)"
+        )
+        if self.on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, SolverWarning, stacklevel=2)
+        return found
+
+    @staticmethod
+    def _potentials(given: Read, phi: Tensor, psi: Tensor, record: Record) -> Potentials:
+        """The potentials in a definite gauge, and differentiable where a marginal is zero, too."""
+        rows, columns = balance(given.rows, given.columns)
+        if record.empty:
+            phi = torch.where(rows > 0, phi, soft_minimum(given.cost, columns, psi, given.gamma))
+            psi = torch.where(columns > 0, psi, soft_minimum(given.cost.mT, rows, phi, given.gamma))
+        shift = 0.5 * ((phi * rows).sum(1, keepdim=True) - (psi * columns).sum(1, keepdim=True)) / rows.sum(1, keepdim=True)
+        return Potentials(phi - shift, psi + shift)
+
+
+def _multipliers(phi: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
+    """ν of the statement: the multiplier of the last column, which has no equation, is zero."""
+    return torch.cat([-phi - psi[:, -1:] - 1 / gamma.unsqueeze(1), (psi[:, -1:] - psi)[:, :-1]], 1)
+
+
+def _potentials_of(solution: Solution, given: Read) -> tuple[Tensor, Tensor]:
+    nu, m = torch.as_tensor(solution.equality_multipliers), given.rows.shape[1]
+    return -nu[:, :m] - 1 / given.gamma.unsqueeze(1), nn.functional.pad(-nu[:, m:], (0, 1))
+
+
+@torch.no_grad()
+def _stationarity(given: Read, plan: Tensor, potentials: Potentials) -> Tensor:
+    """(b,) how far P is from the plan of its potentials, as a cost, relative to the largest: where P is not zero."""
+    rows, columns = balance(given.rows, given.columns)
+    density = plan / (rows.unsqueeze(2) * columns.unsqueeze(1))
+    gap = given.cost + density.log() / given.gamma[:, None, None] - potentials.rows.unsqueeze(2) - potentials.columns.unsqueeze(1)
+    finite = torch.where(torch.isinf(given.cost), 0.0, given.cost)
+    return torch.where((plan > 0) & torch.isfinite(gap), gap, 0.0).abs().amax((1, 2)) / (finite.abs().amax((1, 2)) + 1 / given.gamma)
+
+
+def _ordered(inputs: tuple[Tensor | None, ...], named: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+    """(M, r, c, γ) from what came by position and by name."""
+    names = ("M", "r", "c", "gamma")
+    if len(inputs) > 4:
+        raise TypeError(f"OptimalTransport takes at most 4 inputs (M, r, c, gamma), got {len(inputs)}")
+    values = dict(zip(names, inputs, strict=False))
+    for name, value in named.items():
+        if name not in names:
+            raise TypeError(f"OptimalTransport got an unexpected argument {name!r}; it takes M, r, c, gamma, mask, init and in_dims")
+        if name in values:
+            raise TypeError(f"OptimalTransport got {name} twice")
+        values[name] = value
+    if values.get("M") is None:
+        raise TypeError("OptimalTransport needs the costs M (…, m, n)")
+    return tuple(values.get(name) for name in names)
+
+
+def _present(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """For the generic engine: inputs up to the last that is given."""
+    given = [x for x in inputs if x is not None]
+    if any(x is None for x in inputs[: len(given)]):
+        raise TypeError("without its structure the layer needs r where c is given, and both where gamma is")
+    return tuple(given)
+
+
+def _to_front(inputs: tuple[Tensor | None, ...], in_dims: InDims) -> tuple[Tensor | None, ...]:
+    dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(inputs)
+    if len(dims) < sum(x is not None for x in inputs):
+        raise ValueError(f"in_dims has {len(dims)} entries for {sum(x is not None for x in inputs)} inputs; give one int or None for each")
+    return tuple(x if not dim or x is None else x.movedim(dim, 0) for x, dim in zip(inputs, (*dims, *([0] * 4)), strict=False))
+
+
+def _read_init(init: Any, given: Read) -> tuple[Tensor, Tensor]:
+    value = init.workspace if isinstance(init, Solution) else init
+    pair = (value.rows, value.columns) if isinstance(value, Potentials) else value
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"init must be a Solution of this layer, Potentials or a pair (φ, ψ), got {type(init).__name__}")
+    return given.flat("init φ", pair[0], given.rows.shape[1]), given.flat("init ψ", pair[1], given.columns.shape[1])

@@ -1,0 +1,262 @@
+"""A transport plan as a differentiable function of costs, marginals and γ: the implicit derivative in closed form.
+
+With A_i = log r_i + γφ_i and B_j = log c_j + γψ_j the plan is P_ij = exp(A_i + B_j − γM_ij), so that
+
+    dP = P∘(dA 1ᵀ + 1 dBᵀ − γ dM − M dγ),      K [dA; dB] = [dr; dc] + [(P∘T)1; (P∘T)ᵀ1],   T = γ dM + M dγ
+
+and for a cotangent V of P, with K w = [(P∘V)1; (P∘V)ᵀ1] and U = P∘(V − w_r 1ᵀ − 1 w_cᵀ),
+
+    M̄ = −γU,   γ̄ = −⟨U, M⟩,   r̄ = w_r,   c̄ = w_c.
+
+The row equations of K say w_r = Π(V − 1 w_cᵀ)1 with Π_ij = P_ij / r_i: that is how r̄ is found where r_i = 0 and K says nothing
+(there Π_ij = c_j exp(γ(φ_i + ψ_j − M_ij))). One linear system, one right-hand side; everything else is elementwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from declarative.layers.transport.statement import Found, Transport
+from declarative.layers.transport.system import Marginals
+from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, unfolded
+
+
+def _nothing(given: Any) -> Any:
+    return given
+
+
+@dataclass
+class Record:
+    """What the forward pass leaves for the backward pass, beside the tensors that autograd keeps."""
+
+    factor: Tensor | None = None
+    empty: bool = False
+    forbidden: bool = False
+    method: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of the layer.
+
+    Args:
+        prepare: checks the problem, in numbers, and balances its marginals.
+        solve: finds the plan of what `prepare` returns.
+        finish: warns, raises or marks where that failed.
+        constrained: False drops the constraint terms of the derivative (w = 0).
+        tolerance, max_iterations: for who solves by other means.
+    """
+
+    prepare: Callable[[Transport], Transport] = _nothing
+    solve: Callable[[Transport], Found] = _nothing
+    finish: Callable[[Found], Found] = _nothing
+    constrained: bool = True
+    tolerance: float = 0.0
+    max_iterations: int = 0
+    record: Record = field(default_factory=Record)
+
+
+def balance(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Marginals of one mass, the mean of both: what gives derivatives with respect to r alone, or c alone, a meaning."""
+    row_mass, column_mass = rows.sum(-1, keepdim=True), columns.sum(-1, keepdim=True)
+    mass = 0.5 * (row_mass + column_mass)
+    return rows * (mass / row_mass), columns * (mass / column_mass)
+
+
+def unbalance(rows: Tensor, columns: Tensor, rows_bar: Tensor, columns_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """The cotangents of `balance`'s arguments from those of its results."""
+    row_mass, column_mass = rows.sum(-1, keepdim=True), columns.sum(-1, keepdim=True)
+    mass = 0.5 * (row_mass + column_mass)
+    along_rows = (rows_bar * rows).sum(-1, keepdim=True) / row_mass
+    along_columns = (columns_bar * columns).sum(-1, keepdim=True) / column_mass
+    share = 0.5 * (along_rows + along_columns)
+    return (rows_bar - along_rows) * (mass / row_mass) + share, (columns_bar - along_columns) * (mass / column_mass) + share
+
+
+def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+    """P (b, m, n), φ (b, m), ψ (b, n), error, iterations and converged (b,), of M (b, m, n), r (b, m), c (b, n), γ (b,).
+
+    P is differentiable; φ and ψ are where their marginal is positive, and downstream functions of them must not change with
+    (φ + t, ψ − t).
+    """
+    return _Plan.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
+
+
+class _Plan(torch.autograd.Function):
+    @staticmethod
+    def forward(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        problem = Transport(cost.detach(), rows.detach(), columns.detach(), gamma.detach())
+        found = call.finish(call.solve(call.prepare(problem)))
+        record = call.record
+        record.factor, record.method = found.factor, found.method
+        return found.plan, found.rows, found.columns, found.error, found.iterations, found.converged
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        call, cost, rows, columns, gamma = inputs
+        plan, phi, psi, *rest = output
+        ctx.call = call
+        ctx.mark_non_differentiable(*rest)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(cost, rows, columns, gamma, plan, phi, psi)
+        ctx.save_for_forward(cost, rows, columns, gamma, plan, phi, psi)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        reject_legacy_vmap(*cotangents[:3])
+        at = Derivative(ctx.call, *(alive(t) for t in ctx.saved_tensors))
+        if all(c is None for c in cotangents[:3]):
+            return None, None, None, None, None
+        return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        reject_legacy_vmap(*tangents)
+        call, count = ctx.call, len(ctx.saved_tensors)
+
+        def push(*operands: Any) -> tuple[Tensor, ...]:
+            return Derivative(call, *operands[:count]).push_forward(*operands[count:])
+
+        return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        size = info.batch_size
+        outputs = _Plan.apply(replace(call, record=Record()), *(folded(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)))
+        return tuple(unfolded(o, size) for o in outputs), (0,) * len(outputs)
+
+
+class Derivative:
+    """The derivative at a plan, in differentiable torch: of its inputs and of itself."""
+
+    def __init__(self, call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor, plan: Tensor, phi: Tensor, psi: Tensor) -> None:
+        self.call, self.cost, self.gamma, self.plan, self.phi, self.psi = call, cost, gamma, plan, phi, psi
+        self.given = rows, columns
+        self._scale = gamma[:, None, None]
+
+    def _solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """K [·; ·] = [rows; columns]."""
+        system = Marginals(self.plan, self.call.record.factor)
+        if is_differentiated(self.plan, rows, columns):
+            return system.solve(torch.cat([rows, columns], 1)).split([rows.shape[1], columns.shape[1]], 1)  # pyright: ignore[reportReturnType]
+        return system.solve_pair(rows, columns)
+
+    def _finite_cost(self) -> Tensor:
+        """M, with 0 for forbidden pairs."""
+        return torch.where(torch.isinf(self.cost), 0.0, self.cost)
+
+    def _conditionals(self, of_rows: bool) -> Tensor:
+        """Π: each row of the plan for one unit of its mass (or each column), where the marginal is zero; 0 elsewhere."""
+        rows, columns = balance(*self.given)
+        density = torch.where(torch.isinf(self.cost), 0.0, ((self.phi.unsqueeze(2) + self.psi.unsqueeze(1) - self._finite_cost()) * self._scale).exp())
+        if of_rows:
+            return torch.where((rows == 0).unsqueeze(2), density * columns.unsqueeze(1), 0.0)
+        return torch.where((columns == 0).unsqueeze(1), density * rows.unsqueeze(2), 0.0)
+
+    def pull_back(self, plan_bar: Tensor | None, phi_bar: Tensor | None, psi_bar: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Cotangents of (M, r, c, γ)."""
+        plan = self.plan
+        if plan_bar is None:
+            weighted = None
+            side_rows, side_columns = torch.zeros_like(self.phi), torch.zeros_like(self.psi)
+        else:
+            weighted = plan * plan_bar
+            side_rows, side_columns = weighted.sum(2), weighted.sum(1)
+        if phi_bar is not None:
+            side_rows = side_rows + phi_bar / self.gamma.unsqueeze(1)
+        if psi_bar is not None:
+            side_columns = side_columns + psi_bar / self.gamma.unsqueeze(1)
+        if self.call.constrained:
+            w_rows, w_columns = self._solve(side_rows, side_columns)
+        else:
+            w_rows, w_columns = torch.zeros_like(side_rows), torch.zeros_like(side_columns)
+        found: list[Tensor | None] = [None] * 4
+        if wanted[0] or wanted[3]:
+            both = w_rows.unsqueeze(2) + w_columns.unsqueeze(1)
+            moved = -(plan * both) if plan_bar is None else plan * (plan_bar - both)
+            if wanted[0]:
+                found[0] = moved * -self._scale
+            if wanted[3]:
+                found[3] = -(moved * self._finite_cost()).sum((1, 2)) - self._through_potentials(phi_bar, psi_bar)
+        if wanted[1] or wanted[2]:
+            found[1], found[2] = self._to_marginals(w_rows, w_columns, side_rows, side_columns, plan_bar, phi_bar, psi_bar)
+        return found
+
+    def _through_potentials(self, phi_bar: Tensor | None, psi_bar: Tensor | None) -> Tensor | float:
+        """φ = (A − log r)/γ moves with γ at fixed A and r."""
+        terms = [(bar * value).sum(1) for bar, value in ((phi_bar, self.phi), (psi_bar, self.psi)) if bar is not None]
+        return sum(terms, start=torch.zeros(())) / self.gamma if terms else 0.0
+
+    def _to_marginals(
+        self,
+        w_rows: Tensor,
+        w_columns: Tensor,
+        side_rows: Tensor,
+        side_columns: Tensor,
+        plan_bar: Tensor | None,
+        phi_bar: Tensor | None,
+        psi_bar: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        rows, columns = balance(*self.given)
+        if not self.call.constrained:  # the potentials held fixed: r̄ = Π V
+            w_rows, w_columns = side_rows / torch.where(rows > 0, rows, 1.0), side_columns / torch.where(columns > 0, columns, 1.0)
+        if phi_bar is not None:
+            w_rows = w_rows - torch.where(rows > 0, phi_bar / (self.gamma.unsqueeze(1) * torch.where(rows > 0, rows, 1.0)), 0.0)
+        if psi_bar is not None:
+            w_columns = w_columns - torch.where(columns > 0, psi_bar / (self.gamma.unsqueeze(1) * torch.where(columns > 0, columns, 1.0)), 0.0)
+        if self.call.record.empty:
+            V = torch.zeros_like(self.plan) if plan_bar is None else plan_bar
+            push_rows = w_columns if self.call.constrained else torch.zeros_like(w_columns)
+            push_columns = w_rows if self.call.constrained else torch.zeros_like(w_rows)
+            w_rows = w_rows + (self._conditionals(True) * (V - push_rows.unsqueeze(1))).sum(2)
+            w_columns = w_columns + (self._conditionals(False) * (V - push_columns.unsqueeze(2))).sum(1)
+        return unbalance(*self.given, w_rows, w_columns)
+
+    def push_forward(self, cost_dot: Tensor | None, rows_dot: Tensor | None, columns_dot: Tensor | None, gamma_dot: Tensor | None) -> tuple[Tensor, ...]:
+        """Tangents of (P, φ, ψ)."""
+        plan, gamma = self.plan, self.gamma.unsqueeze(1)
+        r_dot, c_dot = self._balanced_tangents(rows_dot, columns_dot)
+        total = torch.zeros_like(plan)
+        if cost_dot is not None:
+            total = total + cost_dot * self._scale
+        if gamma_dot is not None:
+            total = total + self._finite_cost() * gamma_dot[:, None, None]
+        weighted = plan * total
+        from_empty: Tensor | None = None
+        if self.call.record.empty:
+            from_empty = self._conditionals(True) * r_dot.unsqueeze(2) + self._conditionals(False) * c_dot.unsqueeze(1)
+        side_rows, side_columns = r_dot + weighted.sum(2), c_dot + weighted.sum(1)
+        if from_empty is not None:
+            side_rows, side_columns = side_rows - from_empty.sum(2), side_columns - from_empty.sum(1)
+        if self.call.constrained:
+            a_dot, b_dot = self._solve(side_rows, side_columns)
+        else:
+            rows, columns = balance(*self.given)
+            a_dot = torch.where(rows > 0, r_dot / torch.where(rows > 0, rows, 1.0), 0.0)
+            b_dot = torch.where(columns > 0, c_dot / torch.where(columns > 0, columns, 1.0), 0.0)
+        plan_dot = plan * (a_dot.unsqueeze(2) + b_dot.unsqueeze(1) - total)
+        if from_empty is not None:
+            plan_dot = plan_dot + from_empty
+        rows, columns = balance(*self.given)
+        phi_dot = a_dot - torch.where(rows > 0, r_dot / torch.where(rows > 0, rows, 1.0), 0.0)
+        psi_dot = b_dot - torch.where(columns > 0, c_dot / torch.where(columns > 0, columns, 1.0), 0.0)
+        if gamma_dot is not None:
+            phi_dot, psi_dot = phi_dot - self.phi * gamma_dot.unsqueeze(1), psi_dot - self.psi * gamma_dot.unsqueeze(1)
+        return plan_dot, phi_dot / gamma, psi_dot / gamma
+
+    def _balanced_tangents(self, rows_dot: Tensor | None, columns_dot: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, columns = self.given
+        r = torch.zeros_like(rows) if rows_dot is None else rows_dot
+        c = torch.zeros_like(columns) if columns_dot is None else columns_dot
+        row_mass, column_mass = rows.sum(1, keepdim=True), columns.sum(1, keepdim=True)
+        row_rate, column_rate = r.sum(1, keepdim=True), c.sum(1, keepdim=True)
+        mass, rate = 0.5 * (row_mass + column_mass), 0.5 * (row_rate + column_rate)
+        return (
+            (r * mass + rows * rate - rows * (mass * row_rate / row_mass)) / row_mass,
+            (c * mass + columns * rate - columns * (mass * column_rate / column_mass)) / column_mass,
+        )
