@@ -23,7 +23,7 @@ SUITE = "transport"
 EPSILON = 0.1
 TOLERANCE = 1e-13
 # Enough for the Hessian to settle to rounding.
-ITERATIONS = 300
+ITERATIONS = 50
 AGREEMENT = 1e-8
 # (position of what the Hessian is by, name, milliseconds).
 CASES = ((2, "weights", 5.0), (0, "points", 10.0))

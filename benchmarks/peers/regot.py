@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.plans import WANTED, Found, Problem, Way
 
+LIMIT = 500
 METHODS = {"sinkhorn_newton": "Newton", "sinkhorn_ssns": "safe Newton", "sinkhorn_splr": "SPLR"}
 
 
@@ -25,6 +26,7 @@ def ways(problem: Problem, limit: int) -> tuple[Way, ...]:
     # It wants columns to be contiguous, and gets them so.
     arguments = (np.asfortranarray(problem.M.numpy()), problem.r.numpy(), problem.c.numpy(), 1 / problem.gamma)
     norm = WANTED / problem.c.shape[-1] ** 0.5
+    limit = min(limit, LIMIT)
     settings = [factor * norm for factor in (3, 1, 0.3, 0.1)]
     return tuple(Way(f"RegOT {label}", settings, partial(_solved, getattr(regot, method), arguments, limit)) for method, label in METHODS.items())
 
