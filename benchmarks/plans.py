@@ -91,20 +91,17 @@ def gradient(P: Tensor, V: Tensor, gamma: float) -> Tensor:
 
 
 def _least_norm(P: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution of least norm of [diag(P1) P; Pᵀ diag(Pᵀ1)] w = (rows, columns), solved once more for what is left of it.
+    """The solution of least norm of [diag(P1) P; Pᵀ diag(Pᵀ1)] w = (rows, columns), solved again for what is left of it.
 
-    z = (1, −1) spans the kernel; with z zᵀ (scaled) added the matrix is regular and the solution the one orthogonal to z.
+    z = (1, −1) spans the kernel; with z zᵀ (scaled) added the matrix is positive definite and the solution the one orthogonal to z.
     """
     m, n = P.shape[-2:]
     kernel = torch.cat([P.new_ones(m), -P.new_ones(n)]) / (m + n) ** 0.5
-    system = torch.cat(
-        [torch.cat([torch.diag_embed(P.sum(-1)), P], -1), torch.cat([P.mT, torch.diag_embed(P.sum(-2))], -1)],
-        -2,
-    )
+    system = torch.cat([torch.cat([torch.diag_embed(P.sum(-1)), P], -1), torch.cat([P.mT, torch.diag_embed(P.sum(-2))], -1)], -2)
+    factor = torch.linalg.cholesky(system + P.sum((-2, -1))[..., None, None] / (m + n) * torch.outer(kernel, kernel))
     side = torch.cat([rows, columns], -1).unsqueeze(-1)
-    factors, pivots = torch.linalg.lu_factor(system + P.sum((-2, -1))[..., None, None] / (m + n) * torch.outer(kernel, kernel))
-    w = torch.linalg.lu_solve(factors, pivots, side)
-    for _ in range(2):
-        w = w + torch.linalg.lu_solve(factors, pivots, side - system @ w)
+    w = torch.zeros_like(side)
+    for _ in range(3):
+        w = w + torch.cholesky_solve(side - system @ w, factor)
     w = w.squeeze(-1)
     return w[..., :m], w[..., m:]
