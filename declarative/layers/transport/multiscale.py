@@ -1,0 +1,204 @@
+"""Potentials of two clouds: from coarse to fine.
+
+Neighbouring points are merged, four into one, until few are left. The potentials of the coarse problem are found with γ growing from a
+small value; each finer problem starts from those of the coarser one, extended to its points by one soft minimum. What is left to do is
+local, and Sinkhorn's iteration with Anderson acceleration does it in a few passes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from declarative.layers.transport.tiles import Cloud, SquaredEuclidean
+
+_MERGED = 4  # points of a level that become one of the next
+_MEMORY = 20  # passes that the acceleration looks back on
+_FIRST = 10.0  # γ · range(M) of the first problem of all
+_GROWTH = 4.0  # from one γ to the next
+_ROUNDED = 3e-5  # down to here float32 kernels will do
+_COARSE = 1e-4  # marginal error of coarse problems
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """What the iteration found.
+
+    Args:
+        rows, columns: φ (n,) and ψ (m,), float64.
+        error: marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr, of P with these potentials or one half-step earlier, where it is no smaller.
+        passes: over all pairs.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    error: float
+    passes: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How exact, and for how long.
+
+    Args:
+        tolerance: of the marginal error.
+        passes: at most, on each level.
+        dtype: of the last passes.
+        coarsest: merge points until each cloud has at most so many.
+    """
+
+    tolerance: float
+    passes: int
+    dtype: torch.dtype
+    coarsest: int = 1500
+
+
+def spatial_order(points: Tensor) -> Tensor:
+    """A permutation (n,) that puts neighbours side by side: halve the cloud along its widest side, then each half, and so on."""
+    n = points.shape[0]
+    order = torch.arange(n, device=points.device)
+    position = torch.arange(n, device=points.device)
+    for level in range(max(0, n.bit_length() - 2)):
+        parts = 2**level
+        part = position * parts // n
+        sorted_points = points[order]
+        index = part.unsqueeze(1).expand_as(sorted_points)
+        low = sorted_points.new_full((parts, points.shape[1]), math.inf).scatter_reduce(0, index, sorted_points, "amin")
+        high = sorted_points.new_full((parts, points.shape[1]), -math.inf).scatter_reduce(0, index, sorted_points, "amax")
+        side = (high - low).argmax(1)[part].unsqueeze(1)
+        low, width = low[part].gather(1, side), (high - low)[part].gather(1, side)
+        place = (sorted_points.gather(1, side) - low) / torch.where(width > 0, width, 1.0)
+        order = order[(part + 0.999 * place.squeeze(1)).argsort()]
+    return order
+
+
+def coarsen(points: Tensor, weights: Tensor, average: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, weights, and for each old point its new one. Old points are in spatial order.
+
+    Args:
+        average: new points are centres of mass; else one of the old points each.
+    """
+    n = points.shape[0]
+    count = -(-n // _MERGED)
+    group = torch.arange(n, device=points.device) * count // n
+    mass = weights.new_zeros(count).index_add_(0, group, weights)
+    if average:
+        return points.new_zeros(count, points.shape[1]).index_add_(0, group, points * (weights / mass[group]).unsqueeze(1)), mass, group
+    middle = (torch.arange(count, device=points.device) * n + n // 2) // count
+    return points[middle], mass, group
+
+
+def solve(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
+    """The potentials of the problem.
+
+    Args:
+        symmetric: both clouds are the same and so are the costs of (i, j) and (j, i): then φ = ψ.
+    """
+    ordered_x = spatial_order(cloud.x)
+    ordered_y = ordered_x if symmetric else spatial_order(cloud.y)
+    ordered = replace(cloud, x=cloud.x[ordered_x], y=cloud.y[ordered_y], rows=cloud.rows[ordered_x], columns=cloud.columns[ordered_y])
+    found = _descend(ordered, effort, symmetric)
+    rows, columns = torch.empty_like(found.rows), torch.empty_like(found.columns)
+    rows[ordered_x], columns[ordered_y] = found.rows, found.columns
+    return replace(found, rows=rows, columns=columns)
+
+
+def _descend(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
+    n, m = cloud.rows.numel(), cloud.columns.numel()
+    if max(n, m) <= effort.coarsest:
+        return _anneal(cloud, effort, symmetric)
+    average = isinstance(cloud.ground, SquaredEuclidean)
+    everyone = (torch.arange(n, device=cloud.x.device), torch.arange(m, device=cloud.x.device))
+    x, r, group_x = coarsen(cloud.x, cloud.rows, average) if n > effort.coarsest else (cloud.x, cloud.rows, everyone[0])
+    y, c, group_y = coarsen(cloud.y, cloud.columns, average) if m > effort.coarsest else (cloud.y, cloud.columns, everyone[1])
+    coarse = _descend(
+        replace(cloud, x=x, y=y, rows=r, columns=c), replace(effort, tolerance=max(effort.tolerance, _COARSE)), symmetric
+    )
+    # Each point's potential is the soft minimum over the other coarse cloud.
+    phi, _ = replace(cloud, y=y, columns=c).sweep(coarse.rows[group_x], coarse.columns, torch.float32, sums=False)
+    psi = phi if symmetric else replace(cloud, x=x, rows=r).transposed.sweep(coarse.columns[group_y], coarse.rows, torch.float32, sums=False)[0]
+    return _iterate(cloud, phi, psi, effort, symmetric)
+
+
+def _anneal(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
+    phi, psi = torch.zeros_like(cloud.rows), torch.zeros_like(cloud.columns)
+    spread = _spread(cloud)
+    gamma, last = cloud.gamma, float(cloud.gamma)
+    now = min(last, _FIRST / spread) if spread > 0 else last
+    while now < last:
+        found = _iterate(replace(cloud, gamma=gamma.new_tensor(now)), phi, psi, replace(effort, tolerance=1e-2, passes=20), symmetric)
+        phi, psi, now = found.rows, found.columns, min(last, now * _GROWTH)
+    return _iterate(cloud, phi, psi, effort, symmetric)
+
+
+def _spread(cloud: Cloud) -> float:
+    """range(M), roughly: from one point of each cloud to all of the other."""
+    one = cloud.gamma.new_ones(())
+    ground, zero = cloud.ground, torch.zeros_like
+    first = ground.exponents(ground.rows(cloud.x[:1], zero(cloud.rows[:1]), one), ground.columns(cloud.y, zero(cloud.columns), one), one)
+    second = ground.exponents(ground.rows(cloud.x, zero(cloud.rows), one), ground.columns(cloud.y[:1], zero(cloud.columns[:1]), one), one)
+    both = torch.cat([first.flatten(), second.flatten()])
+    return float(both.max() - both.min())
+
+
+def _iterate(cloud: Cloud, phi: Tensor, psi: Tensor, effort: Effort, symmetric: bool) -> Potentials:
+    """Sinkhorn's iteration, accelerated; for symmetric problems the average of old and new."""
+    dtype = torch.float32
+    mixing = Anderson(cloud.columns)
+    error = math.inf
+    for k in range(1, effort.passes + 1):
+        if error <= max(_ROUNDED, 0.0):
+            dtype = effort.dtype
+        if symmetric:
+            found, _ = cloud.sweep(psi, psi, dtype, sums=False)
+            change = (found - psi) / 2
+            mass = torch.expm1(-2 * cloud.gamma * change)  # P1 / r − 1 for φ = ψ
+            error = 2 * float((mass.abs() * cloud.rows).sum() / cloud.rows.sum())
+        else:
+            phi, total = cloud.sweep(phi, psi, dtype)
+            if not bool(((total > 1e-20 * cloud.columns) & (total < 1e20 * cloud.columns)).all()):
+                change = cloud.transposed.sweep(psi, phi, dtype, sums=False)[0] - psi
+            else:
+                change = (cloud.columns / total).log() / cloud.gamma
+            error = float((total - cloud.columns).abs().sum() / cloud.columns.sum())
+        if not math.isfinite(error):
+            raise ValueError("the costs of some pairs are not finite numbers")
+        if error <= effort.tolerance:
+            break
+        psi = mixing.next(psi, change, error)
+    else:
+        change = torch.zeros_like(psi)
+    psi = psi + change
+    return Potentials(psi.clone() if symmetric else phi, psi, error, k)
+
+
+class Anderson:
+    """Anderson acceleration of ψ ← ψ + change(ψ), in the norm of the weights; plain steps after one that went wrong."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._scale = weights.sqrt()
+        self._points: list[Tensor] = []
+        self._changes: list[Tensor] = []
+        self._best = math.inf
+
+    def next(self, point: Tensor, change: Tensor, error: float) -> Tensor:
+        """Where to go on from a point with this change and this error."""
+        if error > 2 * self._best:
+            self._points, self._changes = [], []
+        self._best = min(self._best, error)
+        self._points, self._changes = [*self._points[1 - _MEMORY :], point], [*self._changes[1 - _MEMORY :], change]
+        if len(self._points) == 1:
+            return point + change
+        points, changes = torch.stack(self._points, 1), torch.stack(self._changes, 1)
+        moved, turned = points[:, 1:] - points[:, :-1], changes[:, 1:] - changes[:, :-1]
+        seen = turned * self._scale.unsqueeze(1)
+        size = torch.linalg.vector_norm(seen, dim=0)
+        size = torch.where(size > 0, size, 1.0)
+        # Directions that the residual hardly knows are left out.
+        u, s, vh = torch.linalg.svd(seen / size, full_matrices=False)
+        inverse = torch.where(s > 1e-10 * s[0], 1 / s, 0.0)
+        share = (vh.mT @ (inverse * (u.mT @ (change * self._scale)))) / size
+        return point + change - (moved + turned) @ share
