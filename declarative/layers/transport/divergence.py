@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from declarative.layers.transport.layer import OptimalTransport
+from declarative.layers.transport.point_cloud import CloudOptions, cloud_divergence
 
 _SMALL = 64  # up to here calls cost more than numbers, and three problems are best solved as one batch
+_LARGE = 4_000_000  # pairs from which on the divergence works in tiles
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,6 +30,7 @@ def sinkhorn_divergence(
     epsilon: float | Tensor = 0.1,
     *,
     cost: Cost | None = None,
+    tiled: bool | None = None,
     **options: Any,
 ) -> Tensor:
     """S_ε(a, b) = OT_ε(a, b) − ½ OT_ε(a, a) − ½ OT_ε(b, b), with OT_ε the regularised value and ε = 1/γ.
@@ -35,13 +38,17 @@ def sinkhorn_divergence(
     Nonnegative, zero where the clouds agree. Differentiable in points, weights and ε: the gradient by the envelope theorem, the
     Hessian by implicit second order (`torch.func.hessian`), one linear system for all its columns.
 
+    Large clouds are treated in tiles: nothing of the size n × m is ever stored, in either pass, and second derivatives are products
+    with the Hessian (reverse mode twice). Forward mode and torch.func.vmap need `tiled=False`.
+
     Args:
         x, y: points (…, n, d) and (…, m, d).
         a, b: weights (…, n) and (…, m) of the same mass; uniform where None. The gradient with respect to weights is that
             of `OptimalTransport`.
         epsilon: ε > 0: a float, or a tensor (…,).
         cost: cost(x, y) -> (…, n, m); None: squared Euclidean distances ‖x − y‖².
-        options: of `OptimalTransport`.
+        tiled: whether to work in tiles. None: from four million pairs on.
+        options: of `OptimalTransport`; in tiles those of `CloudOptions`.
 
     Shapes:
         -> (…,). Leading dimensions broadcast.
@@ -57,16 +64,40 @@ def sinkhorn_divergence(
     Source: Genevay, Peyré & Cuturi, "Learning generative models with Sinkhorn divergences", AISTATS 2018; Feydy et al., AISTATS 2019.
     """
     _check_points(x, y)
+    n, m = x.shape[-2], y.shape[-2]
+    if tiled is None:
+        tiled = n * m >= _LARGE
+    if tiled:
+        return _in_tiles(x, y, a, b, epsilon, cost, CloudOptions(**options))
     measure = squared_distances if cost is None else cost
-    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / epsilon, **options)
+    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / _positive(epsilon), **options)
     gamma = 1 / epsilon if isinstance(epsilon, Tensor) else None
     pairs = ((x, y, a, b), (x, x, a, a), (y, y, b, b))
-    n, m = x.shape[-2], y.shape[-2]
     if max(n, m) > _SMALL and 2 * max(n, m) ** 2 > n * n + m * m + n * m:
         across, first, second = (transport.value(measure(p, q), r, c, gamma) for p, q, r, c in pairs)
     else:
         across, first, second = _together(transport, [(measure(p, q), r, c) for p, q, r, c in pairs], gamma)
     return across - 0.5 * (first + second)
+
+
+def _in_tiles(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions) -> Tensor:
+    """One sample after the other."""
+    epsilon = epsilon if isinstance(epsilon, Tensor) else x.new_tensor(_positive(epsilon))
+    given = [(x, 2), (y, 2), (a, 1), (b, 1), (epsilon, 0)]
+    lead = torch.broadcast_shapes(*(t.shape[: t.ndim - k] for t, k in given if t is not None))
+    count = int(torch.Size(lead).numel())
+    flat = [None if t is None else t.expand((*lead, *t.shape[t.ndim - k :])).reshape((count, *t.shape[t.ndim - k :])) for t, k in given]
+    samples = zip(*([None] * count if t is None else t for t in flat), strict=True)
+    values = [cloud_divergence(p, q, r, c, e, cost, options) for p, q, r, c, e in samples]  # pyright: ignore[reportArgumentType]
+    return torch.stack(values).reshape(lead) if values else x.new_zeros(lead)
+
+
+def _positive(epsilon: Any) -> float:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+        raise TypeError(f"epsilon must be a number or a tensor, got {type(epsilon).__name__}")
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    return epsilon
 
 
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:
@@ -78,9 +109,9 @@ def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor |
         m, n = cost.shape[-2:]
         r = cost.new_full((m,), 1 / m) if r is None else r
         c = cost.new_full((n,), 1 / n) if c is None else c
-        costs.append(pad(cost, (0, size - n, 0, size - m)).expand(*lead, size, size))
-        rows.append(pad(r, (0, size - m)).expand(*lead, size))
-        columns.append(pad(c, (0, size - n)).expand(*lead, size))
+        costs.append(pad(cost, (0, size - n, 0, size - m)).expand((*lead, size, size)))
+        rows.append(pad(r, (0, size - m)).expand((*lead, size)))
+        columns.append(pad(c, (0, size - n)).expand((*lead, size)))
         empty += (2 * size - m - n) * int(torch.Size(lead).numel())
     values = transport.padded_value(torch.stack(costs), torch.stack(rows), torch.stack(columns), gamma, empty)
     return values.unbind(0)
