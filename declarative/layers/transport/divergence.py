@@ -64,6 +64,7 @@ def sinkhorn_divergence(
     Source: Genevay, Peyré & Cuturi, "Learning generative models with Sinkhorn divergences", AISTATS 2018; Feydy et al., AISTATS 2019.
     """
     _check_points(x, y)
+    _check_weights(x, y, a, b)
     n, m = x.shape[-2], y.shape[-2]
     if tiled is None:
         tiled = n * m >= _LARGE
@@ -125,3 +126,13 @@ def _check_points(x: Any, y: Any) -> None:
             raise ValueError(f"{name} must have shape (…, points, d) with at least one point, got {tuple(value.shape)}")
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"x and y must have points of the same dimension, got {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def _check_weights(x: Tensor, y: Tensor, a: Any, b: Any) -> None:
+    for name, weights, points in (("a", a, x), ("b", b, y)):
+        if weights is None:
+            continue
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"{name} must be a tensor of weights, got {type(weights).__name__}")
+        if weights.ndim < 1 or weights.shape[-1] != points.shape[-2]:
+            raise ValueError(f"{name} must have shape (…, {points.shape[-2]}), one weight for each point, got {tuple(weights.shape)}")

@@ -258,8 +258,10 @@ class OptimalTransport(DeclarativeNode):
         plan, phi, psi, *_ = outputs
         if self.gradient == "unrolled":
             return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
-        found = self._potentials(given, phi, psi, call.record)
-        return given.shaped(transport_value(given.cost, *balance(given.rows, given.columns), given.gamma, plan, found.rows, found.columns))
+        rows, columns = balance(given.rows, given.columns)
+        if call.record.empty:
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
+        return given.shaped(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi))
 
     def _read(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
