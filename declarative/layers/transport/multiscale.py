@@ -1,8 +1,8 @@
 """Potentials of two clouds: from coarse to fine.
 
-Neighbouring points are merged, four into one, until few are left. The potentials of the coarse problem are found with γ growing from a
-small value; each finer problem starts from those of the coarser one, extended to its points by one soft minimum. What is left to do is
-local, and Sinkhorn's iteration with Anderson acceleration does it in a few passes.
+Neighbouring points are merged, four into one, until few are left: that problem is solved as any small one. Each finer problem starts from
+the potentials of the coarser one, extended to its points by one soft minimum. What is left to do is local, and Sinkhorn's iteration with
+Anderson acceleration does it in a few passes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.statement import Transport
 from declarative.layers.transport.tiles import Cloud, SquaredEuclidean
 
 _MERGED = 4  # points of a level that become one of the next
 _MEMORY = 20  # passes that the acceleration looks back on
-_FIRST = 10.0  # γ · range(M) of the first problem of all
-_GROWTH = 4.0  # from one γ to the next
 _ROUNDED = 3e-5  # down to here float32 kernels will do
 _COARSE = 1e-4  # marginal error of coarse problems
 
@@ -109,7 +109,7 @@ def solve(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
 def _descend(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
     n, m = cloud.rows.numel(), cloud.columns.numel()
     if max(n, m) <= effort.coarsest:
-        return _anneal(cloud, effort, symmetric)
+        return _begin(cloud, effort, symmetric)
     average = isinstance(cloud.ground, SquaredEuclidean)
     everyone = (torch.arange(n, device=cloud.x.device), torch.arange(m, device=cloud.x.device))
     x, r, group_x = coarsen(cloud.x, cloud.rows, average) if n > effort.coarsest else (cloud.x, cloud.rows, everyone[0])
@@ -123,25 +123,14 @@ def _descend(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
     return _iterate(cloud, phi, psi, effort, symmetric)
 
 
-def _anneal(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
-    phi, psi = torch.zeros_like(cloud.rows), torch.zeros_like(cloud.columns)
-    spread = _spread(cloud)
-    gamma, last = cloud.gamma, float(cloud.gamma)
-    now = min(last, _FIRST / spread) if spread > 0 else last
-    while now < last:
-        found = _iterate(replace(cloud, gamma=gamma.new_tensor(now)), phi, psi, replace(effort, tolerance=1e-2, passes=20), symmetric)
-        phi, psi, now = found.rows, found.columns, min(last, now * _GROWTH)
+def _begin(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
+    """The coarsest problem, whose costs fit into memory."""
+    problem = Transport(cloud.costs().unsqueeze(0), cloud.rows.unsqueeze(0), cloud.columns.unsqueeze(0), cloud.gamma.reshape(1))
+    found = Auto().solve(problem, None, tolerance=effort.tolerance, max_iterations=effort.passes)
+    phi, psi = found.rows[0], found.columns[0]
+    if symmetric:
+        phi = psi = (phi + psi) / 2
     return _iterate(cloud, phi, psi, effort, symmetric)
-
-
-def _spread(cloud: Cloud) -> float:
-    """range(M), roughly: from one point of each cloud to all of the other."""
-    one = cloud.gamma.new_ones(())
-    ground, zero = cloud.ground, torch.zeros_like
-    first = ground.exponents(ground.rows(cloud.x[:1], zero(cloud.rows[:1]), one), ground.columns(cloud.y, zero(cloud.columns), one), one)
-    second = ground.exponents(ground.rows(cloud.x, zero(cloud.rows), one), ground.columns(cloud.y[:1], zero(cloud.columns[:1]), one), one)
-    both = torch.cat([first.flatten(), second.flatten()])
-    return float(both.max() - both.min())
 
 
 def _iterate(cloud: Cloud, phi: Tensor, psi: Tensor, effort: Effort, symmetric: bool) -> Potentials:

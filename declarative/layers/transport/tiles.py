@@ -107,6 +107,12 @@ class Cloud:
         """The problem of Pᵀ."""
         return Cloud(self.ground.transposed, self.y, self.x, self.columns, self.rows, self.gamma, self.tile)
 
+    def costs(self) -> Tensor:
+        """M (n, m), stored: for few points."""
+        one = torch.ones_like(self.gamma)
+        left = self.ground.rows(self.x, torch.zeros_like(self.rows), one)
+        return -self.ground.exponents(left, self.ground.columns(self.y, torch.zeros_like(self.columns), one), one)
+
     def blocks(self, phi: Tensor, psi: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Callable[[], Tensor]]]:
         """Rows, and a function that returns γ(φ_i + ψ_j − M_ij) + log c_j for them, (rows, m), to be overwritten."""
         left = self.ground.rows(self.x, phi, self.gamma)
