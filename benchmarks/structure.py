@@ -18,7 +18,7 @@ from benchmarks.timing import FULL, QUICK, Effort, compare, measure, peak_bytes
 from declarative import DeclarativeNode, Direct, Implicit
 from declarative.structure import Diagonal
 from problems.chain import Chain
-from problems.transport import GAMMA, Transport
+from problems.optimal_transport import GAMMA, Transport
 
 SUITE = "structure"
 SLOW = Effort(blocks=3, seconds=0.0, runs=2)

@@ -3,7 +3,7 @@
 State a problem for one instance as a `DeclarativeNode`; get a batched layer with exact derivatives of every order.
 """
 
-from declarative import projections, solvers, structure
+from declarative import layers, projections, solvers, structure
 from declarative.certificate import Certificate, certify
 from declarative.detect import Detection, detect_structure
 from declarative.differentiation import MINRES, Auto, ConjugateGradients, Direct, Explanation, Implicit, OneStep, Unrolled
@@ -37,6 +37,7 @@ __all__ = [
     "Unrolled",
     "certify",
     "detect_structure",
+    "layers",
     "projections",
     "solvers",
     "structure",

@@ -1,6 +1,6 @@
 """Worked problems: the plain statement, an instance sampler, and the closed-form solution where there is one.
 
-One file each, public API only. Tests, benchmarks and tutorials draw from `catalogue()`.
+One file each (variants of one problem share it), public API only. Tests, benchmarks and tutorials draw from `catalogue()`.
 """
 
 from problems import (
@@ -14,6 +14,7 @@ from problems import (
     hyperplane,
     idle_input,
     learned_energy,
+    optimal_transport,
     quadratic_program,
     redundant,
     ridge,
@@ -22,7 +23,6 @@ from problems import (
     singular_hessian,
     softmax,
     sphere,
-    transport,
 )
 from problems.base import Problem
 
@@ -46,12 +46,11 @@ _MODULES = (
     ridge,
     redundant,
     chain,
-    transport,
     coupled,
 )
 
 
 def catalogue() -> dict[str, Problem]:
     """Every worked problem, by name."""
-    problems = [module.PROBLEM for module in _MODULES]
+    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS]
     return {problem.name: problem for problem in problems}

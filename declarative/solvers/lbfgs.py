@@ -96,7 +96,7 @@ class LBFGS(IterativeSolver):
         finite = torch.isfinite(value) & torch.isfinite(gradient).all(1)
         still = ~finite | (state["residual"] <= tolerance)
 
-        direction = -_inverse_product(state, iteration)
+        direction = -inverse_product(state, iteration)
         slope = (gradient * direction).sum(1)
         remembers = state["valid"].any(1) & torch.isfinite(slope) & (slope < 0)
         direction = torch.where(remembers.unsqueeze(1), direction, -state["scale"].unsqueeze(1) * gradient)
@@ -119,7 +119,7 @@ class LBFGS(IterativeSolver):
         residual = torch.where(stuck, seen["best"], residual)
         status, done = ended(state, (finite, stuck), (y, y_new, value_new), (residual, tolerance))
         new = {"y": y_new, "value": value_new, "gradient": gradient_new, "change": change, "residual": residual, **seen}
-        return {**state, **new, **_remember(state, y_new, gradient_new, moved, iteration)}, status, done
+        return {**state, **new, **remember(state, y_new, gradient_new, moved, iteration)}, status, done
 
     @staticmethod
     @torch.no_grad()
@@ -132,7 +132,7 @@ class LBFGS(IterativeSolver):
         return search.run(lambda candidate, wanted: value_and_gradient_where(problem, candidate, wanted), still)
 
 
-def _inverse_product(state: State, iteration: int) -> Variables:
+def inverse_product(state: State, iteration: int) -> Variables:
     """The two-loop recursion's approximation of H⁻¹∇f.
 
     With R the upper triangle of SYᵀ in order of age and D its diagonal, the first loop is the back substitution R α = S∇f and the
@@ -161,7 +161,7 @@ def _combined(rows: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
 
 
-def _remember(state: State, y: Tensor, gradient: Tensor, moved: Tensor, iteration: int) -> State:
+def remember(state: State, y: Tensor, gradient: Tensor, moved: Tensor, iteration: int) -> State:
     """The history with the newest pair in the oldest one's slot; emptied where no length was accepted."""
     step, change = y - state["y"], gradient - state["gradient"]
     slot = torch.tensor([iteration % state["steps"].shape[1]], device=y.device)

@@ -104,7 +104,7 @@ def test_quadratics_for_any_memory(seed, m, memory):
 
 def test_two_loops():
     """The direction is that of the recursion as the books write it."""
-    from declarative.solvers.lbfgs import _inverse_product
+    from declarative.solvers.lbfgs import inverse_product
 
     b, k, m, iteration = 3, 4, 6, 6
     S, g = torch.randn(b, k, m, dtype=F64), torch.randn(b, m, dtype=F64)
@@ -113,7 +113,7 @@ def test_two_loops():
     valid = torch.tensor([[True] * 4, [True, False, True, True], [False] * 4])
     scale = torch.rand(b, dtype=F64) + 0.5
     state = {"steps": S, "changes": Y, "products": S @ Y.mT, "valid": valid, "gradient": g, "scale": scale}
-    found = _inverse_product(state, iteration)
+    found = inverse_product(state, iteration)
     for i in range(b):
         oldest_first = [j for j in ((iteration + n) % k for n in range(k)) if valid[i, j]]
         q, alpha = g[i].clone(), {}

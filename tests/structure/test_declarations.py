@@ -33,7 +33,7 @@ from declarative.structure import (
     SparseOperator,
 )
 from problems import catalogue
-from problems.transport import GAMMA, Transport
+from problems.optimal_transport import GAMMA, Transport
 from tests.conformance.cases import close, weights
 
 # The same statements are solved very often here; other tests check shapes on the way.

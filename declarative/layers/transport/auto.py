@@ -44,10 +44,10 @@ class Auto(Method):
                 steps = 1 + torch.log2((math.log(results.inner) / torch.log(error.clamp(max=0.5))).clamp(min=1.0))
                 if not float(left.amax()) <= worth * float(steps.amax()) or sweeps + _BLOCK > goal.max_iterations:
                     break
-            if kernel.strays():
+            if not kernel.within_reach():
                 kernel.absorb(kernel.full_psi(), kernel.gamma)
             kernel.sweep(_BLOCK)
             sweeps += _BLOCK
             before, error = error, results.error(kernel)
         results.method = "Sinkhorn's iteration, then Newton on the dual"
-        return newton(problem, kernel, results, False, sweeps)
+        return newton(problem, kernel, results, sweeps)

@@ -76,6 +76,14 @@ class Kernel:
         """c − Pᵀ1 (b, n, 1): the gradient of the dual in log v."""
         return torch.addcmul(self.c, self.v, self.sums, value=-1)
 
+    def value(self) -> tuple[Tensor, Tensor]:
+        """γ times the dual's value (b, 1, 1), up to a constant, and what rounding can make of it."""
+        phi = torch.addcdiv(self.phi, self.u.log(), self.gamma)
+        rows, columns = self.r * phi, self.c * self.full_psi()
+        value = (rows.sum(1, keepdim=True) + columns.sum(1, keepdim=True)) * self.gamma
+        size = (rows.abs().sum(1, keepdim=True) + columns.abs().sum(1, keepdim=True)) * self.gamma
+        return value, 4 * torch.finfo(size.dtype).eps * size
+
     def plan(self) -> Tensor:
         """P (b, m, n)."""
         return (self.k * self.u).mul_(self.v.mT)
@@ -84,10 +92,14 @@ class Kernel:
         """ψ with log v in it (b, n, 1)."""
         return torch.addcdiv(self.psi, self.v.log(), self.gamma)
 
-    def strays(self) -> bool:
-        """Whether scalings have left the range in which K loses nothing."""
-        limit = torch.tensor(reach(self.v.dtype)).exp().item()
-        return not bool((self.v.amax() <= limit) & ((self.u / self.r).amax() <= limit))
+    def within_reach(self) -> bool:
+        """Whether K still holds all that counts; else it is time to absorb."""
+        return bool(self.v.log().abs().amax() <= reach(self.v.dtype))
+
+    def grow(self, gamma: Tensor) -> None:
+        """The same potentials of the problem at another γ (b, 1, 1)."""
+        shift = self.log_columns * (1 / gamma - 1 / self.gamma)
+        self.absorb(self.full_psi() + shift, gamma)
 
     def absorb(self, psi: Tensor, gamma: Tensor) -> None:
         """K anew at this ψ (b, n, 1) and γ (b, 1, 1)."""
@@ -135,6 +147,15 @@ def _product(matrix: Tensor, vector: Tensor, floor: Tensor | None) -> Tensor:
         product = torch.mm(matrix[0], vector.squeeze(2).mT).mT.unsqueeze(2)
         return product if floor is None else product + floor
     return torch.bmm(matrix, vector) if floor is None else torch.baddbmm(floor, matrix, vector)
+
+
+def spread(cost: Tensor) -> Tensor:
+    """The range of the finite costs, (b, 1, 1)."""
+    least, most = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
+    if bool(torch.isinf(most).any()):
+        most = torch.where(torch.isinf(cost), least, cost).amax((1, 2), keepdim=True)
+    wide = most - least
+    return torch.where(torch.isfinite(wide), wide, 0.0)
 
 
 def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:

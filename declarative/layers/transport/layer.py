@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.methods import Method
@@ -163,23 +162,39 @@ class OptimalTransport(DeclarativeNode):
     # Using it.
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+        self,
+        M: Tensor,
+        r: Tensor | None = None,
+        c: Tensor | None = None,
+        gamma: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        init: Any = None,
+        in_dims: InDims = 0,
     ) -> Tensor:
         """P (…, m, n).
 
         Args:
-            inputs: M (…, m, n), r (…, m), c (…, n), γ (…,): all but M may be None or left out, or come by name (r=, c=, gamma=).
+            M, r, c, gamma: costs (…, m, n), marginals (…, m) and (…, n), uniform where None, and γ (…,) in place of the layer's own.
             mask: (…, m, n) bool, True where something may be sent.
             init: potentials to start from: a `Solution` of this layer, `Potentials`, or a pair (φ, ψ).
             in_dims: as in every node, where the batch dimension is not the first.
         """
         if self.vjp is None:  # a copy that is to do without the structure
-            return super().forward(*_present(inputs), in_dims=in_dims)  # pyright: ignore[reportReturnType]
-        given, outputs, _ = self._find(_ordered(inputs, named), mask, init, in_dims)
+            return super().forward(*_present((M, r, c, gamma)), in_dims=in_dims)  # pyright: ignore[reportReturnType]
+        given, outputs, _ = self._find((M, r, c, gamma), mask, init, in_dims)
         return given.shaped(outputs[0])
 
     def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+        self,
+        M: Tensor,
+        r: Tensor | None = None,
+        c: Tensor | None = None,
+        gamma: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        init: Any = None,
+        in_dims: InDims = 0,
     ) -> Solution:
         """P and all that is known about it.
 
@@ -187,8 +202,8 @@ class OptimalTransport(DeclarativeNode):
         the largest cost. The multipliers ν are those of the statement above: m rows, then n − 1 columns.
         """
         if self.vjp is None:
-            return super().solution(*_present(inputs), in_dims=in_dims)
-        given, (plan, phi, psi, error, iterations, converged), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+            return super().solution(*_present((M, r, c, gamma)), in_dims=in_dims)
+        given, (plan, phi, psi, error, iterations, converged), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
         fields = {
@@ -205,20 +220,44 @@ class OptimalTransport(DeclarativeNode):
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
         return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=DerivativeReport(method=call.record.method), workspace=shown)
 
-    def potentials(self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None) -> Potentials:
+    def potentials(
+        self,
+        M: Tensor,
+        r: Tensor | None = None,
+        c: Tensor | None = None,
+        gamma: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        init: Any = None,
+        in_dims: InDims = 0,
+    ) -> Potentials:
         """φ (…, m) and ψ (…, n), differentiable, with P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij)) and ⟨φ, r⟩ = ⟨ψ, c⟩."""
-        given, (_, phi, psi, *_), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+        given, (_, phi, psi, *_), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
         return Potentials(given.shaped(found.rows), given.shaped(found.columns))
 
     def value(
-        self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, in_dims: InDims = 0, **named: Tensor | None
+        self,
+        M: Tensor,
+        r: Tensor | None = None,
+        c: Tensor | None = None,
+        gamma: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        init: Any = None,
+        in_dims: InDims = 0,
     ) -> Tensor:
         """The optimal value ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ), (…,): differentiable to any order; its gradient solves no linear system."""
-        given, (plan, phi, psi, *_), call = self._find(_ordered(inputs, named), mask, init, in_dims)
+        return self._value(*self._find((M, r, c, gamma), mask, init, in_dims))
+
+    def padded_value(self, M: Tensor, r: Tensor, c: Tensor, gamma: Tensor | None, empty: int) -> Tensor:
+        """`value` of problems with so many entries of r and c, in all, that are zero because they pad; their own gradients are not needed."""
+        return self._value(*self._find((M, r, c, gamma), None, None, 0, empty))
+
+    def _value(self, given: Read, outputs: tuple[Tensor, ...], call: Call) -> Tensor:
+        plan, phi, psi, *_ = outputs
         if self.gradient == "unrolled":
-            gap = torch.where(plan > 0, phi.unsqueeze(2) + psi.unsqueeze(1), 0.0)
-            return given.shaped((plan * gap).sum((1, 2)))
+            return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
         found = self._potentials(given, phi, psi, call.record)
         return given.shaped(transport_value(given.cost, *balance(given.rows, given.columns), given.gamma, plan, found.rows, found.columns))
 
@@ -227,13 +266,15 @@ class OptimalTransport(DeclarativeNode):
         gamma = self.gamma if gamma is None else gamma
         return read(M, r, c, gamma, mask, self.input == "affinity")
 
-    def _find(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Call]:
+    def _find(
+        self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
+    ) -> tuple[Read, tuple[Tensor, ...], Call]:
         given = self._read(_to_front(inputs, in_dims), mask)
-        call = self._call(given, init, inputs)
+        call = self._call(given, init, inputs, padding)
         run = unrolled_plan if self.gradient == "unrolled" else transport_plan
         return given, run(call, given.cost, given.rows, given.columns, given.gamma), call
 
-    def _call(self, given: Read, init: Any, inputs: tuple[Tensor | None, ...]) -> Call:
+    def _call(self, given: Read, init: Any, inputs: tuple[Tensor | None, ...], padding: int = 0) -> Call:
         start = None if init is None else _read_init(init, given)
         own = any(x is not None for x in inputs[1:3])
         tolerance = self.tolerance
@@ -250,7 +291,7 @@ class OptimalTransport(DeclarativeNode):
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)
-            record.empty = bool((torch.cat([rows, columns], 1) == 0).any())
+            record.empty = int((rows == 0).sum() + (columns == 0).sum()) > padding
             return replace(problem, rows=rows, columns=columns)
 
         def solve(problem: Transport) -> Found:
@@ -305,23 +346,6 @@ def _stationarity(given: Read, plan: Tensor, potentials: Potentials) -> Tensor:
     gap = given.cost + density.log() / given.gamma[:, None, None] - potentials.rows.unsqueeze(2) - potentials.columns.unsqueeze(1)
     finite = torch.where(torch.isinf(given.cost), 0.0, given.cost)
     return torch.where((plan > 0) & torch.isfinite(gap), gap, 0.0).abs().amax((1, 2)) / (finite.abs().amax((1, 2)) + 1 / given.gamma)
-
-
-def _ordered(inputs: tuple[Tensor | None, ...], named: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
-    """(M, r, c, γ) from what came by position and by name."""
-    names = ("M", "r", "c", "gamma")
-    if len(inputs) > 4:
-        raise TypeError(f"OptimalTransport takes at most 4 inputs (M, r, c, gamma), got {len(inputs)}")
-    values = dict(zip(names, inputs, strict=False))
-    for name, value in named.items():
-        if name not in names:
-            raise TypeError(f"OptimalTransport got an unexpected argument {name!r}; it takes M, r, c, gamma, mask, init and in_dims")
-        if name in values:
-            raise TypeError(f"OptimalTransport got {name} twice")
-        values[name] = value
-    if values.get("M") is None:
-        raise TypeError("OptimalTransport needs the costs M (…, m, n)")
-    return tuple(values.get(name) for name in names)
 
 
 def _present(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

@@ -41,12 +41,20 @@ class SinkhornLoss(nn.Module):
             raise TypeError(f"regularised must be True or False, got {regularised!r}")
         self.transport, self.regularised = OptimalTransport(gamma, **options), regularised
 
-    def forward(self, *inputs: Tensor | None, mask: Tensor | None = None, init: Any = None, **named: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        M: Tensor,
+        r: Tensor | None = None,
+        c: Tensor | None = None,
+        gamma: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        init: Any = None,
+    ) -> Tensor:
         """S (…,). Arguments as those of `OptimalTransport`."""
         if self.regularised:
-            return self.transport.value(*inputs, mask=mask, init=init, **named)
-        plan = self.transport(*inputs, mask=mask, init=init, **named)
-        cost = inputs[0] if inputs else named["M"]
-        if self.transport.input == "affinity":
-            cost = -torch.where(cost > 0, cost, 1.0).log()
-        return (plan * torch.where(plan > 0, cost, 0.0)).sum((-2, -1))
+            return self.transport.value(M, r, c, gamma, mask=mask, init=init)
+        plan = self.transport(M, r, c, gamma, mask=mask, init=init)
+        # Where nothing is sent the cost may be infinite.
+        cost = torch.where(plan > 0, M, 1.0)
+        return (plan * (-cost.log() if self.transport.input == "affinity" else cost)).sum((-2, -1))

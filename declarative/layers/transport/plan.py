@@ -178,7 +178,7 @@ class Derivative:
         found: list[Tensor | None] = [None] * 4
         if wanted[0] or wanted[3]:
             both = w_rows.unsqueeze(2) + w_columns.unsqueeze(1)
-            moved = -(plan * both) if plan_bar is None else plan * (plan_bar - both)
+            moved = -(plan * both) if weighted is None else torch.addcmul(weighted, plan, both, value=-1)
             if wanted[0]:
                 found[0] = moved * -self._scale
             if wanted[3]:

@@ -6,7 +6,7 @@ The larger diagonal block is eliminated. What is left is the Laplacian of a weig
 
     S = diag(Pᵀ1) − Pᵀ diag(P1)⁻¹ P,   S1 = 0,   weights W_jk = Σ_i P_ij P_ik / (P1)_i ≥ 0,
 
-and S + ccᵀ/Σc with c = Pᵀ1 is positive definite: one Cholesky factor. Where the plan is nearly a permutation S is nearly zero and its
+and S + κ11ᵀ with κ = Σc/n² is positive definite and has the same solutions where right-hand sides have no sum: one Cholesky factor. Where the plan is nearly a permutation S is nearly zero and its
 diagonal is lost to rounding, but its weights are not: elimination that never subtracts (Grassmann, Taksar & Heyman, Operations
 Research 1985) keeps full relative accuracy there. For large plans conjugate gradients on S are faster where they converge fast.
 """
@@ -21,25 +21,33 @@ from torch import Tensor
 
 from declarative.structure.base import Operator
 
-_LARGE = 256  # from here on conjugate gradients are tried before a factorisation
-_STEPS_PER_COLUMN = 1 / 24  # how many of their steps cost as much as one factorisation, for each row of S
+_LARGE = 192  # from here on conjugate gradients are tried before a factorisation
+_TOLERANCES = {torch.float32: 2e-6}  # of iterations, relative to the right-hand side; 1e-12 in float64
+
+
+def _worth(n: int) -> int:
+    """How many steps of conjugate gradients cost as much as one factor: measured, not counted, since they wait for memory."""
+    return int(min(n * n / 4000, n / 7))
 
 
 def _safe(sums: Tensor) -> Tensor:
     """Sums to divide by: 1 in place of 0, where nothing is sent."""
-    return torch.where(sums > 0, sums, 1.0)
+    return sums.masked_fill(sums <= 0, 1.0)
 
 
 def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """S + ccᵀ/Σc, (b, n, n), with the rows eliminated; the identity on columns that are empty.
+    """S + κ11ᵀ, (b, n, n), with the rows eliminated; 1 is added to the diagonal of columns that are empty.
 
     Args:
         plan: P (b, m, n), n ≤ m for the least work.
         rows, columns: its sums P1 (b, m) and Pᵀ1 (b, n).
     """
-    scaled = plan / _safe(rows).unsqueeze(2)
-    gauge = columns / columns.sum(1, keepdim=True).sqrt()
-    schur = torch.baddbmm(gauge.unsqueeze(2) * gauge.unsqueeze(1), scaled.mT, plan, alpha=-1)
+    return _schur(plan, _safe(rows).reciprocal_().unsqueeze(2), columns)
+
+
+def _schur(plan: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
+    shift = columns.sum(1).div_(columns.shape[1] ** 2).view(-1, 1, 1)
+    schur = torch.baddbmm(shift, (plan * inverse).mT, plan, alpha=-1)
     schur.diagonal(dim1=1, dim2=2).add_(_safe(columns))
     return schur
 
@@ -47,9 +55,9 @@ def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def factorise(schur: Tensor) -> tuple[Tensor, Tensor]:
     """The lower Cholesky factor and (b,) whether rounding has left it any meaning."""
     factor, info = torch.linalg.cholesky_ex(schur)
-    pivots, diagonal = factor.diagonal(dim1=1, dim2=2), schur.diagonal(dim1=1, dim2=2)
-    floor = 64 * schur.shape[1] * torch.finfo(schur.dtype).eps
-    return factor, (info == 0) & (pivots * pivots > floor * diagonal).all(1)
+    pivots = factor.diagonal(dim1=1, dim2=2)
+    left = (pivots.square() / schur.diagonal(dim1=1, dim2=2)).amin(1)
+    return factor, (left > 64 * schur.shape[1] * torch.finfo(schur.dtype).eps).logical_and_(info == 0)
 
 
 def eliminate(plan: Tensor, rows: Tensor, side: Tensor) -> Tensor:
@@ -110,21 +118,33 @@ def conjugate_gradients(
     return Iterated(x, done.all(2).squeeze(1), steps)
 
 
-def solve_schur(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None = None) -> Tensor:
-    """S⁻¹ · side for consistent right-hand sides (b, n, k), in numbers, by whatever is fastest and accurate."""
-    n, eps = plan.shape[2], torch.finfo(plan.dtype).eps
-    tolerance = eps**0.85
+def _refined(plan: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor) -> Tensor | None:
+    """S⁻¹ · side by the factor of a matrix near S, and iterative refinement; None where that does not converge fast."""
+    diagonal = columns.unsqueeze(2)
+    solution = torch.cholesky_solve(side, factor)
+    goal = _TOLERANCES.get(side.dtype, 1e-12) * float(torch.linalg.vector_norm(side))
+    for _ in range(4):
+        residual = torch.baddbmm(side, plan.mT, (plan @ solution).mul_(inverse)).addcmul_(diagonal, solution, value=-1)
+        if float(torch.linalg.vector_norm(residual)) <= goal:
+            return solution
+        solution = solution.add_(torch.cholesky_solve(residual, factor))
+    return None
+
+
+def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None) -> Tensor:
+    """S⁻¹ · side for right-hand sides (b, n, k) without a sum, in numbers, by whatever is fastest and accurate."""
     if factor is not None:
-        known = factor
-        tried = conjugate_gradients(plan, rows, columns, side, lambda r: torch.cholesky_solve(r, known), tolerance, 8)
+        solution = _refined(plan, inverse, columns, side, factor)
+        if solution is not None:
+            return solution
+    n = plan.shape[2]
+    if n >= _LARGE:
+        diagonal = _safe(columns - (plan * plan * inverse).sum(1)).unsqueeze(2)
+        tolerance = _TOLERANCES.get(side.dtype, 1e-12)
+        tried = conjugate_gradients(plan, rows, columns, side, lambda r: r / diagonal, tolerance, _worth(n))
         if bool(tried.converged.all()):
             return tried.solution
-    elif n >= _LARGE:
-        diagonal = _safe(columns - (plan * plan / _safe(rows).unsqueeze(2)).sum(1)).unsqueeze(2)
-        tried = conjugate_gradients(plan, rows, columns, side, lambda r: r / diagonal, tolerance, int(n * _STEPS_PER_COLUMN))
-        if bool(tried.converged.all()):
-            return tried.solution
-    found, good = factorise(schur_complement(plan, rows, columns))
+    found, good = factorise(_schur(plan, inverse, columns))
     solution = torch.cholesky_solve(side, found)
     if bool(good.all()):
         return solution
@@ -199,7 +219,7 @@ class Marginals(Operator):
 
 def _by_elimination(plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rows eliminated, the rest solved for."""
-    inverse = _safe(rows).reciprocal().unsqueeze(2)
+    inverse = _safe(rows).reciprocal_().unsqueeze(2)
     scaled = side_rows * inverse
-    w_columns = solve_schur(plan, rows, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor)
+    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor)
     return torch.addcmul(scaled, inverse, plan @ w_columns, value=-1), w_columns
