@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from declarative.layers.transport.layer import OptimalTransport
+from declarative.layers.transport.point_cloud import CLOUD_OPTIONS, CloudOptions, cloud_divergence
 
 _SMALL = 64  # up to here calls cost more than numbers, and three problems are best solved as one batch
+_LARGE = 2000 * 2000  # from so many pairs on, none is stored
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,6 +30,7 @@ def sinkhorn_divergence(
     epsilon: float | Tensor = 0.1,
     *,
     cost: Cost | None = None,
+    tiled: bool | None = None,
     **options: Any,
 ) -> Tensor:
     """S_ε(a, b) = OT_ε(a, b) − ½ OT_ε(a, a) − ½ OT_ε(b, b), with OT_ε the regularised value and ε = 1/γ.
@@ -41,7 +44,10 @@ def sinkhorn_divergence(
             of `OptimalTransport`.
         epsilon: ε > 0: a float, or a tensor (…,).
         cost: cost(x, y) -> (…, n, m); None: squared Euclidean distances ‖x − y‖².
-        options: of `OptimalTransport`.
+        tiled: True: no n × m matrix is stored; each is computed anew, in tiles, whenever it is needed. Time grows with n·m, memory with
+            n + m. Reverse mode only, to any order: gradients and Hessian-vector products, one sample after another; finite costs without
+            parameters of their own. None: from 2000 × 2000 pairs on, if the options allow it.
+        options: of `OptimalTransport`; with `tiled` only tolerance, max_iterations and on_failure.
 
     Shapes:
         -> (…,). Leading dimensions broadcast.
@@ -57,6 +63,8 @@ def sinkhorn_divergence(
     Source: Genevay, Peyré & Cuturi, "Learning generative models with Sinkhorn divergences", AISTATS 2018; Feydy et al., AISTATS 2019.
     """
     _check_points(x, y)
+    if tiled or (tiled is None and x.shape[-2] * y.shape[-2] >= _LARGE and options.keys() <= CLOUD_OPTIONS):
+        return _one_by_one(x, y, a, b, epsilon, cost, CloudOptions(**_known(options)))
     measure = squared_distances if cost is None else cost
     transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / epsilon, **options)
     gamma = 1 / epsilon if isinstance(epsilon, Tensor) else None
@@ -67,6 +75,35 @@ def sinkhorn_divergence(
     else:
         across, first, second = _together(transport, [(measure(p, q), r, c) for p, q, r, c in pairs], gamma)
     return across - 0.5 * (first + second)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(options.keys() - CLOUD_OPTIONS)
+    if unknown:
+        raise TypeError(f"sinkhorn_divergence(tiled=True) takes {', '.join(sorted(CLOUD_OPTIONS))} of the options, not {', '.join(unknown)}: use tiled=False")
+    return options
+
+
+def _one_by_one(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions
+) -> Tensor:
+    """The divergences of a batch, tiled."""
+    given = ((x, 2), (y, 2), (a, 1), (b, 1), (epsilon if isinstance(epsilon, Tensor) else x.new_tensor(epsilon), 0))
+    try:
+        lead = torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in given if t is not None))
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t, _ in given if t is not None)
+        raise ValueError(f"the leading dimensions of points, weights and epsilon do not broadcast: {shapes}") from error
+    count = torch.Size(lead).numel()
+
+    def samples(tensor: Tensor | None, own: int) -> Sequence[Tensor | None]:
+        if tensor is None:
+            return [None] * count
+        shape = tensor.shape[tensor.ndim - own :]
+        return tensor.expand((*lead, *shape)).reshape((count, *shape)).unbind()
+
+    values = [cloud_divergence(*sample, cost, options) for sample in zip(*(samples(t, own) for t, own in given), strict=True)]  # pyright: ignore[reportArgumentType]
+    return torch.stack(values).reshape(lead) if values else x.new_zeros(lead)
 
 
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:

@@ -14,7 +14,10 @@ from torch import Tensor
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
 from declarative.layers.transport.derivatives import Kernel, loss, value
 from declarative.layers.transport.multiscale import Effort, Potentials, solve
+from declarative.layers.transport.plan import balance
+from declarative.layers.transport.reading import MASS
 from declarative.layers.transport.tiles import Cloud, Cost, Given, Ground, SquaredEuclidean
+from declarative.solvers.base import ON_FAILURE_CHOICES
 from declarative.transforms import is_wrapped, reject_mapped_and_dual, without_graph
 
 
@@ -36,8 +39,19 @@ class CloudOptions:
     tile: int | None = None
     coarsest: int = 1500
 
+    def __post_init__(self) -> None:
+        if self.on_failure not in ON_FAILURE_CHOICES:
+            raise ValueError(f"on_failure must be one of {ON_FAILURE_CHOICES}, got {self.on_failure!r}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be a number between 0 and 1, got {self.tolerance!r}")
+        for name in ("max_iterations", "tile", "coarsest"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+
 
 DEFAULT = CloudOptions()
+CLOUD_OPTIONS = frozenset({"tolerance", "max_iterations", "on_failure"})  # those that `OptimalTransport` has, too
 
 
 def cloud_value(
@@ -94,7 +108,9 @@ def _prepare(
     _check_points(x, y)
     gamma = 1 / torch.as_tensor(epsilon, dtype=torch.float64, device=x.device)
     rows, columns = _weights("a", a, x), _weights("b", b, y)
-    reject_mapped_and_dual("transport between large point clouds", x, y, rows, columns, gamma)
+    reject_mapped_and_dual(
+        "transport between tiled point clouds", x, y, rows, columns, gamma, batch="the leading dimensions", otherwise="the dense mode (tiled=False)"
+    )
     first, second, r, c = (t.double() for t in (x, y, rows, columns))
     if cost is None:
         # The cost does not see a common shift; without it digits would be lost far from the origin.
@@ -103,8 +119,7 @@ def _prepare(
         first, second = first - shift, second - shift
     else:
         ground = Given(cost, x.dtype)
-    mean = (r.sum() + c.sum()) / 2
-    inputs = (first, second, r * (mean / r.sum()), c * (mean / c.sum()), gamma)
+    inputs = (first, second, *balance(r, c), gamma)
     outcome: list[Kernel] = []
 
     def find(*tensors: Tensor) -> tuple[Tensor]:
@@ -181,7 +196,7 @@ def _check_numbers(ground: Ground, x: Tensor, y: Tensor, gamma: Tensor, a: Tenso
     for name, weights in (("a", a), ("b", b)):
         if bool((weights < 0).any()) or not bool((weights > 0).any()):
             raise ValueError(f"weights {name} must be nonnegative, and some positive; the smallest is {float(weights.min()):.3g}")
-    if abs(float(a.sum() - b.sum())) > torch.finfo(a.dtype).eps ** 0.5 * float(a.sum()):
+    if abs(float(a.sum() - b.sum())) > MASS * float(a.sum()):
         raise ValueError(f"weights a and b must have the same mass, got {float(a.sum()):.6g} and {float(b.sum()):.6g}: divide each by its sum")
     if isinstance(ground, Given):
         _check_cost(ground, x, y)

@@ -12,7 +12,7 @@ from torch import Tensor
 from declarative.errors import name_samples
 from declarative.layers.transport.statement import Transport
 
-_MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def _check_marginals(problem: Transport, masses: bool) -> None:
         _refuse(~((marginal.amin(1) >= 0) & torch.isfinite(total)), f"{label} must be nonnegative and finite", marginal)
         _refuse(total == 0, f"{label} must have some mass", marginal)
     if masses:
-        _refuse((given - wanted).abs() > _MASS * given, "r and c must have the same mass (scale one of them)", torch.stack([given, wanted], 1))
+        _refuse((given - wanted).abs() > MASS * given, "r and c must have the same mass (scale one of them)", torch.stack([given, wanted], 1))
 
 
 def _refuse(bad: Tensor, what: str, values: Tensor, places: list[list[int]] | None = None) -> None:
