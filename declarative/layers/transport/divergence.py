@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from declarative.layers.transport.layer import OptimalTransport
-from declarative.layers.transport.point_cloud import CLOUD_OPTIONS, CloudOptions, cloud_divergence
+from declarative.layers.transport.point_cloud import CloudOptions, cloud_divergence
 
 _SMALL = 64  # up to here calls cost more than numbers, and three problems are best solved as one batch
-_LARGE = 2000 * 2000  # from so many pairs on, none is stored
+_LARGE = 4_000_000  # pairs from which on the divergence works in tiles
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,6 +39,9 @@ def sinkhorn_divergence(
     Nonnegative, zero where the clouds agree. Differentiable in points, weights and ε: the gradient by the envelope theorem, the
     Hessian by implicit second order (`torch.func.hessian`), one linear system for all its columns.
 
+    Large clouds are treated in tiles: nothing of the size n × m is ever stored, in either pass, and second derivatives are products
+    with the Hessian (reverse mode twice). Forward mode and torch.func.vmap need `tiled=False`.
+
     Args:
         x, y: points (…, n, d) and (…, m, d).
         a, b: weights (…, n) and (…, m) of the same mass; uniform where None. The gradient with respect to weights is that
@@ -46,8 +50,8 @@ def sinkhorn_divergence(
         cost: cost(x, y) -> (…, n, m); None: squared Euclidean distances ‖x − y‖².
         tiled: True: no n × m matrix is stored; each is computed anew, in tiles, whenever it is needed. Time grows with n·m, memory with
             n + m. Reverse mode only, to any order: gradients and Hessian-vector products, one sample after another; finite costs without
-            parameters of their own. None: from 2000 × 2000 pairs on, if the options allow it.
-        options: of `OptimalTransport`; with `tiled` only tolerance, max_iterations and on_failure.
+            parameters of their own. None: from four million pairs on, if the options allow it.
+        options: of `OptimalTransport`; in tiles those of `CloudOptions`: tolerance, max_iterations, on_failure, tile, coarsest.
 
     Shapes:
         -> (…,). Leading dimensions broadcast.
@@ -63,13 +67,18 @@ def sinkhorn_divergence(
     Source: Genevay, Peyré & Cuturi, "Learning generative models with Sinkhorn divergences", AISTATS 2018; Feydy et al., AISTATS 2019.
     """
     _check_points(x, y)
-    if tiled or (tiled is None and x.shape[-2] * y.shape[-2] >= _LARGE and options.keys() <= CLOUD_OPTIONS):
-        return _one_by_one(x, y, a, b, epsilon, cost, CloudOptions(**_known(options)))
+    n, m = x.shape[-2], y.shape[-2]
+    unknown = sorted(options.keys() - {field.name for field in fields(CloudOptions)})
+    if tiled is None:
+        tiled = n * m >= _LARGE and not unknown
+    if tiled:
+        if unknown:
+            raise TypeError(f"in tiles the divergence knows no option {', '.join(unknown)}: leave it out, or use tiled=False")
+        return _in_tiles(x, y, a, b, epsilon, cost, CloudOptions(**options))
     measure = squared_distances if cost is None else cost
-    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / epsilon, **options)
+    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / _positive(epsilon), **options)
     gamma = 1 / epsilon if isinstance(epsilon, Tensor) else None
     pairs = ((x, y, a, b), (x, x, a, a), (y, y, b, b))
-    n, m = x.shape[-2], y.shape[-2]
     if max(n, m) > _SMALL and 2 * max(n, m) ** 2 > n * n + m * m + n * m:
         across, first, second = (transport.value(measure(p, q), r, c, gamma) for p, q, r, c in pairs)
     else:
@@ -77,33 +86,28 @@ def sinkhorn_divergence(
     return across - 0.5 * (first + second)
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(options.keys() - CLOUD_OPTIONS)
-    if unknown:
-        raise TypeError(f"sinkhorn_divergence(tiled=True) takes {', '.join(sorted(CLOUD_OPTIONS))} of the options, not {', '.join(unknown)}: use tiled=False")
-    return options
-
-
-def _one_by_one(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions
-) -> Tensor:
-    """The divergences of a batch, tiled."""
-    given = ((x, 2), (y, 2), (a, 1), (b, 1), (epsilon if isinstance(epsilon, Tensor) else x.new_tensor(epsilon), 0))
+def _in_tiles(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions) -> Tensor:
+    """One sample after the other."""
+    epsilon = epsilon if isinstance(epsilon, Tensor) else x.new_tensor(_positive(epsilon))
+    given = [(x, 2), (y, 2), (a, 1), (b, 1), (epsilon, 0)]
     try:
-        lead = torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in given if t is not None))
+        lead = torch.broadcast_shapes(*(t.shape[: t.ndim - k] for t, k in given if t is not None))
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(t.shape)) for t, _ in given if t is not None)
         raise ValueError(f"the leading dimensions of points, weights and epsilon do not broadcast: {shapes}") from error
-    count = torch.Size(lead).numel()
-
-    def samples(tensor: Tensor | None, own: int) -> Sequence[Tensor | None]:
-        if tensor is None:
-            return [None] * count
-        shape = tensor.shape[tensor.ndim - own :]
-        return tensor.expand((*lead, *shape)).reshape((count, *shape)).unbind()
-
-    values = [cloud_divergence(*sample, cost, options) for sample in zip(*(samples(t, own) for t, own in given), strict=True)]  # pyright: ignore[reportArgumentType]
+    count = int(torch.Size(lead).numel())
+    flat = [None if t is None else t.expand((*lead, *t.shape[t.ndim - k :])).reshape((count, *t.shape[t.ndim - k :])) for t, k in given]
+    samples = zip(*([None] * count if t is None else t for t in flat), strict=True)
+    values = [cloud_divergence(p, q, r, c, e, cost, options) for p, q, r, c, e in samples]  # pyright: ignore[reportArgumentType]
     return torch.stack(values).reshape(lead) if values else x.new_zeros(lead)
+
+
+def _positive(epsilon: Any) -> float:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+        raise TypeError(f"epsilon must be a number or a tensor, got {type(epsilon).__name__}")
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    return epsilon
 
 
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:
@@ -115,9 +119,9 @@ def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor |
         m, n = cost.shape[-2:]
         r = cost.new_full((m,), 1 / m) if r is None else r
         c = cost.new_full((n,), 1 / n) if c is None else c
-        costs.append(pad(cost, (0, size - n, 0, size - m)).expand(*lead, size, size))
-        rows.append(pad(r, (0, size - m)).expand(*lead, size))
-        columns.append(pad(c, (0, size - n)).expand(*lead, size))
+        costs.append(pad(cost, (0, size - n, 0, size - m)).expand((*lead, size, size)))
+        rows.append(pad(r, (0, size - m)).expand((*lead, size)))
+        columns.append(pad(c, (0, size - n)).expand((*lead, size)))
         empty += (2 * size - m - n) * int(torch.Size(lead).numel())
     values = transport.padded_value(torch.stack(costs), torch.stack(rows), torch.stack(columns), gamma, empty)
     return values.unbind(0)

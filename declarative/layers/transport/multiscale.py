@@ -114,9 +114,7 @@ def _descend(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
     everyone = (torch.arange(n, device=cloud.x.device), torch.arange(m, device=cloud.x.device))
     x, r, group_x = coarsen(cloud.x, cloud.rows, average) if n > effort.coarsest else (cloud.x, cloud.rows, everyone[0])
     y, c, group_y = coarsen(cloud.y, cloud.columns, average) if m > effort.coarsest else (cloud.y, cloud.columns, everyone[1])
-    coarse = _descend(
-        replace(cloud, x=x, y=y, rows=r, columns=c), replace(effort, tolerance=max(effort.tolerance, _COARSE)), symmetric
-    )
+    coarse = _descend(replace(cloud, x=x, y=y, rows=r, columns=c), replace(effort, tolerance=max(effort.tolerance, _COARSE)), symmetric)
     # Each point's potential is the soft minimum over the other coarse cloud.
     phi, _ = replace(cloud, y=y, columns=c).sweep(coarse.rows[group_x], coarse.columns, torch.float32, sums=False)
     psi = phi if symmetric else replace(cloud, x=x, rows=r).transposed.sweep(coarse.columns[group_y], coarse.rows, torch.float32, sums=False)[0]

@@ -51,7 +51,6 @@ class CloudOptions:
 
 
 DEFAULT = CloudOptions()
-CLOUD_OPTIONS = frozenset({"tolerance", "max_iterations", "on_failure"})  # those that `OptimalTransport` has, too
 
 
 def cloud_value(

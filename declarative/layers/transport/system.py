@@ -6,9 +6,10 @@ The larger diagonal block is eliminated. What is left is the Laplacian of a weig
 
     S = diag(Pᵀ1) − Pᵀ diag(P1)⁻¹ P,   S1 = 0,   weights W_jk = Σ_i P_ij P_ik / (P1)_i ≥ 0,
 
-and S + κ11ᵀ with κ = Σc/n² is positive definite and has the same solutions where right-hand sides have no sum: one Cholesky factor. Where the plan is nearly a permutation S is nearly zero and its
-diagonal is lost to rounding, but its weights are not: elimination that never subtracts (Grassmann, Taksar & Heyman, Operations
-Research 1985) keeps full relative accuracy there. For large plans conjugate gradients on S are faster where they converge fast.
+and S + κ11ᵀ with κ = Σc/n² is positive definite and solves alike, as right-hand sides add up to zero: one Cholesky factor.
+Where the plan is nearly a permutation S is nearly zero and its diagonal is lost to rounding, but its weights are not: elimination that
+never subtracts (Grassmann, Taksar & Heyman, Operations Research 1985) keeps full relative accuracy there. For large plans conjugate
+gradients on S are faster where they converge fast.
 """
 
 from __future__ import annotations
