@@ -46,8 +46,9 @@ def dense(x, y, a, b, epsilon, cost=None, loss=False, steps=100):
     return (plan * costs).sum() + (0 if loss else epsilon * (plan * exponents).sum())
 
 
-def dense_divergence(x, y, a, b, epsilon, cost=None):
-    return dense(x, y, a, b, epsilon, cost) - (dense(x, x, a, a, epsilon, cost) + dense(y, y, b, b, epsilon, cost)) / 2
+def dense_divergence(x, y, a, b, epsilon, cost=None, steps=100):
+    across, *among = (dense(p, q, r, c, epsilon, cost, False, steps) for p, q, r, c in ((x, y, a, b), (x, x, a, a), (y, y, b, b)))
+    return across - sum(among) / 2
 
 
 def assert_same(found, wanted, tolerance):
@@ -105,7 +106,7 @@ def test_float32():
         assert value.dtype == torch.float32
         assert abs(float(value.detach()) - float(wanted.detach())) < 1e-5
         for one, other in zip(derivatives(value, inputs, 2), derivatives(wanted, exact, 2), strict=True):
-            assert_same(one, [t.float() for t in other], 2e-4)
+            assert_same(one, [t.float() for t in other], 1e-3)
 
 
 def test_single_points():
@@ -131,15 +132,15 @@ def test_points_without_weight():
         assert_same([value], [wanted], 1e-12)
         order = derivatives(value, inputs, 1)[0], derivatives(wanted, kept, 1)[0]
         assert_same([order[0][0][some], order[0][1][others], order[0][2][some], order[0][3][others], order[0][4]], order[1], 1e-9)
-        assert float(order[0][0][~some].abs().max()) == 0
+        assert not bool(order[0][0][~some].any())
     near = [t.clone() for t in (x, y, a, b, epsilon)]
     near[2][0], near[3][29] = 1e-9, 1e-9
     step = 1e-6
     moved = [near[2].clone(), near[2].clone()]
     moved[0][0] += step
     moved[1][5] += step
-    far = [float(cloud_loss(near[0], near[1], t / t.sum(), near[3] / near[3].sum(), epsilon, None, EXACT)) for t in moved]
-    gradient = derivatives(cloud_loss(*inputs, None, EXACT), inputs, 1)[0][2]
+    far = [float(cloud_loss(near[0], near[1], t / t.sum(), near[3] / near[3].sum(), epsilon.detach(), None, EXACT)) for t in moved]
+    (gradient,) = torch.autograd.grad(cloud_loss(*inputs, None, EXACT), inputs[2])
     assert abs((far[0] - far[1]) / step - float(gradient[0] - gradient[5])) < 1e-4
 
 
@@ -212,7 +213,7 @@ def test_sweep_finds_its_own_scale():
     cloud = Cloud(SquaredEuclidean(), x, y, a, b, 1 / epsilon, 7)
     psi = torch.randn(30, dtype=F64)
     wanted, sums = cloud.sweep(torch.zeros(40, dtype=F64), psi, F64)
-    for dtype, tolerance in ((F64, 1e-12), (torch.float32, 1e-5)):
+    for dtype, tolerance in ((F64, 1e-10), (torch.float32, 1e-5)):
         for offset in (-1e3, 30.0, 1e5):
             found = cloud.sweep(torch.full((40,), offset, dtype=F64), psi, dtype)
             assert_same(found, (wanted, sums), tolerance)
@@ -227,7 +228,7 @@ def test_torch_func():
 
     for k in (0, 1):
         found = torch.func.jacrev(torch.func.grad(tiled, argnums=k), argnums=k)(x, b)
-        rows = torch.autograd.functional.hessian(lambda t, k=k: dense_divergence(*((t, y, a, b) if not k else (x, y, a, t / t.sum())), epsilon), (x, b)[k])
+        rows = torch.autograd.functional.hessian(lambda t, k=k: dense_divergence(*((t, y, a, b) if not k else (x, y, a, t / t.sum())), epsilon, None, 1000), (x, b)[k])
         assert_same([found], [rows], 1e-9)
 
 
@@ -241,9 +242,10 @@ def test_refused_by_name(transform):
 def test_batches():
     x, y, a, b, _ = instance()
     clouds, epsilon = torch.stack([x, 0.5 * x]), torch.tensor([[0.1], [0.2], [0.3]], dtype=F64)
-    found = sinkhorn_divergence(clouds, y, a, b, epsilon, tiled=True)
-    assert found.shape == (3, 2)
-    assert_same([found], [sinkhorn_divergence(clouds, y, a, b, epsilon, tiled=False)], 1e-9)
+    wanted = [[dense_divergence(cloud, y, a, b, e) for cloud in clouds] for e in epsilon]
+    for tiled in (True, False):
+        found = sinkhorn_divergence(clouds, y, a, b, epsilon, tiled=tiled)
+        assert_same([found], [torch.stack([torch.cat(row) for row in wanted])], 1e-9)
     assert sinkhorn_divergence(clouds[:0], y, a, b, tiled=True).shape == (0,)
     with pytest.raises(ValueError, match="broadcast"):
         sinkhorn_divergence(clouds, y.expand(3, 30, 3), tiled=True)
@@ -255,7 +257,7 @@ def test_large_clouds_are_tiled():
     (gradient,) = torch.autograd.grad(sinkhorn_divergence(leaf, y, epsilon=0.1), leaf)
     (stored,) = torch.autograd.grad(sinkhorn_divergence(leaf, y, epsilon=0.1, tiled=False), leaf)
     assert_same([gradient], [stored], 2e-3)
-    with pytest.raises(TypeError, match="method"):
+    with pytest.raises(TypeError, match="no option method"):
         sinkhorn_divergence(x, y, tiled=True, method=None)
 
 

@@ -113,7 +113,9 @@ def _positive(epsilon: Any) -> float:
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:
     """The values of three problems by one batch, padded with points of no weight: a third of the calls."""
     size = max(max(cost.shape[-2:]) for cost, _, _ in problems)
-    lead = torch.broadcast_shapes(*(t.shape[:-k] for cost, r, c in problems for t, k in ((cost, 2), (r, 1), (c, 1)) if t is not None))
+    # γ belongs to samples; were it not part of this, its leading dimension could meet that of the three problems.
+    own = () if gamma is None else gamma.shape
+    lead = torch.broadcast_shapes(own, *(t.shape[:-k] for cost, r, c in problems for t, k in ((cost, 2), (r, 1), (c, 1)) if t is not None))
     costs, rows, columns, empty = [], [], [], 0
     for cost, r, c in problems:
         m, n = cost.shape[-2:]

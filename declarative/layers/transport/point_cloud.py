@@ -117,6 +117,7 @@ def _prepare(
         ground: Ground = SquaredEuclidean()
         first, second = first - shift, second - shift
     else:
+        _reject_captured(cost, x)
         ground = Given(cost, x.dtype)
     inputs = (first, second, *balance(r, c), gamma)
     outcome: list[Kernel] = []
@@ -203,12 +204,18 @@ def _check_numbers(ground: Ground, x: Tensor, y: Tensor, gamma: Tensor, a: Tenso
 
 def _check_cost(ground: Given, x: Tensor, y: Tensor) -> None:
     few, some = x[:2].to(ground.dtype), y[:3].to(ground.dtype)
-    with torch.enable_grad():
-        costs = ground.cost(few, some)
+    costs = ground.cost(few, some)
     if not isinstance(costs, Tensor) or costs.shape != (few.shape[0], some.shape[0]):
         got = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
         raise ValueError(f"cost(x, y) of {few.shape[0]} and {some.shape[0]} points must have shape {(few.shape[0], some.shape[0])}, got {got}")
-    if costs.requires_grad or is_wrapped(costs):
+
+
+def _reject_captured(cost: Cost, x: Tensor) -> None:
+    """Raise if the cost has parameters: only points, weights and epsilon get gradients."""
+    made_up = torch.ones(2, x.shape[1], dtype=x.dtype, device=x.device)
+    with torch.enable_grad():
+        costs = cost(made_up, made_up)
+    if isinstance(costs, Tensor) and (costs.requires_grad or is_wrapped(costs)):
         raise CapturedTensorError(
             "cost uses a tensor that requires grad besides the points: its gradient would be lost. Map the points before the call, or use the dense mode "
             "(tiled=False), or the tensor's .detach() if no gradient is wanted"

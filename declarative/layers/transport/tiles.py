@@ -113,25 +113,16 @@ class Cloud:
         left = self.ground.rows(self.x, torch.zeros_like(self.rows), one)
         return -self.ground.exponents(left, self.ground.columns(self.y, torch.zeros_like(self.columns), one), one)
 
-    def blocks(self, phi: Tensor, psi: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Callable[[], Tensor]]]:
-        """Rows, and a function that returns γ(φ_i + ψ_j − M_ij) + log c_j for them, (rows, m), to be overwritten."""
+    def tiles(self, phi: Tensor, psi: Tensor, dtype: torch.dtype) -> Iterator[Tile]:
+        """All rows, block after block."""
+        n, m = self.x.shape[0], self.y.shape[0]
         left = self.ground.rows(self.x, phi, self.gamma)
         right = self.ground.columns(self.y, psi + self.columns.log() / self.gamma, self.gamma)
-        n, m = self.x.shape[0], self.y.shape[0]
         block = min(block_of(m, self.tile), n)
         exact, rounded = left.new_empty(block, m), torch.empty(block, m, dtype=dtype, device=left.device)
-
-        def exponents(rows: slice) -> Tensor:
-            part = left[rows]
-            if isinstance(self.ground, SquaredEuclidean):
-                values = torch.mm(part, right.mT, out=exact[: part.shape[0]])
-            else:
-                values = self.ground.exponents(part, right, self.gamma)
-            return values if dtype == values.dtype else rounded[: part.shape[0]].copy_(values)
-
         for start in range(0, n, block):
-            rows = slice(start, start + block)
-            yield rows, lambda rows=rows: exponents(rows)
+            rows = slice(start, min(start + block, n))
+            yield Tile(self, rows, left[rows], right, exact, rounded)
 
     def sweep(self, phi: Tensor, psi: Tensor, dtype: torch.dtype, sums: bool = True) -> tuple[Tensor, Tensor]:
         """φ for which P1 = r beside this ψ, and Pᵀ1 with it, in one pass.
@@ -142,26 +133,53 @@ class Cloud:
         """
         found, total = torch.empty_like(phi), torch.zeros(self.y.shape[0], dtype=dtype, device=phi.device)
         ones = torch.ones_like(total)
-        for rows, exponents in self.blocks(phi, psi, dtype):
-            kernel = exponents().exp_()
-            mass = kernel @ ones
-            shift = phi[rows]
+        for tile in self.tiles(phi, psi, dtype):
+            kernel = tile.kernel()
+            mass, shift = kernel @ ones, phi[tile.rows]
             if not bool(((mass > 1 / _SAFE) & (mass < _SAFE)).all()):
                 # φ was too far off for these rows: the largest exponent is taken out first.
-                kernel = exponents()
-                top = kernel.amax(1, keepdim=True)
-                mass = kernel.sub_(top).exp_() @ ones
-                shift = shift - top.squeeze(1) / self.gamma
-            found[rows] = shift - mass.double().log() / self.gamma
+                kernel, top = tile.balanced_kernel()
+                mass, shift = kernel @ ones, shift - top / self.gamma
+            found[tile.rows] = shift - mass.double().log() / self.gamma
             if sums:
-                total.addmv_(kernel.mT, self.rows[rows].to(dtype) / mass)
+                total.addmv_(kernel.mT, self.rows[tile.rows].to(dtype) / mass)
         return found, total.double()
 
     def product(self, phi: Tensor, psi: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
         """Pᵀ diag(P1)⁻¹ P · columns, (m, k) -> (m, k), for φ as `sweep` returns it: P1 = r."""
         side = columns.to(dtype)
         image = torch.zeros_like(side)
-        for rows, exponents in self.blocks(phi, psi, dtype):
-            kernel = exponents().exp_()
-            image.addmm_(kernel.mT, self.rows[rows].to(dtype).unsqueeze(1) * (kernel @ side))
+        for tile in self.tiles(phi, psi, dtype):
+            kernel = tile.kernel()
+            image.addmm_(kernel.mT, self.rows[tile.rows].to(dtype).unsqueeze(1) * (kernel @ side))
         return image.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Rows of exp(γ(φ_i + ψ_j − M_ij) + log c_j), computed when asked for, always into the same memory."""
+
+    cloud: Cloud
+    rows: slice
+    left: Tensor
+    right: Tensor
+    exact: Tensor
+    rounded: Tensor
+
+    def kernel(self) -> Tensor:
+        """(rows, m)"""
+        return self._rounded(self._exponents()).exp_()
+
+    def balanced_kernel(self) -> tuple[Tensor, Tensor]:
+        """The same with the largest exponent of each row, (rows,), taken out."""
+        exponents = self._exponents()
+        top = exponents.amax(1, keepdim=True)
+        return self._rounded(exponents.sub_(top)).exp_(), top.squeeze(1)
+
+    def _exponents(self) -> Tensor:
+        if isinstance(self.cloud.ground, SquaredEuclidean):
+            return torch.mm(self.left, self.right.mT, out=self.exact[: self.left.shape[0]])
+        return self.cloud.ground.exponents(self.left, self.right, self.cloud.gamma)
+
+    def _rounded(self, exponents: Tensor) -> Tensor:
+        return exponents if self.rounded.dtype == exponents.dtype else self.rounded[: exponents.shape[0]].copy_(exponents)
