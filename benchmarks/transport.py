@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -19,9 +20,11 @@ from benchmarks.transport_backward import CASES, KEPT, KEPT_GAMMA, SLOW, backwar
 from benchmarks.transport_forward import GAMMAS, LIMIT, SIZES, SUITE, forward_rows
 from declarative import SolverWarning
 from declarative.layers import Auto, OptimalTransport, Sinkhorn
+from declarative.layers.transport.methods import Method
 
 DENSE_SIZES = ((5, 5), (8, 9), (10, 10), (20, 20), (30, 30))
 DENSE_GAMMA = 10.0
+MEMORY_GAMMA = 100.0
 FEW, MANY = 10, 1000
 MATRICES = 6.0
 
@@ -48,18 +51,18 @@ def memory_rows(n: int, large: int) -> Iterator[Row]:
     """Forward and backward: it does not grow with the iterations, and is a few matrices of the problem's size."""
     for method in (Sinkhorn(), Auto()):
         name = type(method).__name__
-        few, many = (_peak(n, OptimalTransport(100.0, method=method, tolerance=1e-15, max_iterations=count)) for count in (FEW, MANY))
+        few, many = (_peak(n, method, tolerance=1e-15, max_iterations=count) for count in (FEW, MANY))
         yield Row(SUITE, f"growth of the peak memory, n={n}, {name}(), from {FEW} to {MANY} iterations", "x", many / few, target=Target(ours=1.01))
-        matrices = _peak(large, OptimalTransport(100.0, method=method)) / (8 * large**2)
+        matrices = _peak(large, method) / (8 * large**2)
         yield Row(SUITE, f"peak memory of forward and backward, n={large}, {name}()", "matrices", matrices, target=Target(ours=MATRICES))
 
 
-def _peak(n: int, layer: OptimalTransport) -> float:
-    problem = points(n, layer.gamma)
-    M = problem.M.requires_grad_()
+def _peak(n: int, method: Method, **options: Any) -> float:
+    problem, layer = points(n, MEMORY_GAMMA), OptimalTransport(MEMORY_GAMMA, method=method, **options)
+    M, V = problem.M.requires_grad_(), torch.ones_like(problem.M)
 
     def run() -> None:
-        layer(M, problem.r, problem.c).square().sum().backward()
+        torch.autograd.grad(layer(M, problem.r, problem.c), M, V)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SolverWarning)  # of the few iterations, which is the point

@@ -38,7 +38,7 @@ def backward_rows(n: int, batch: int, gamma: float, dtype: torch.dtype, effort: 
     layer = OptimalTransport(gamma, method=DualNewton() if kept else Sinkhorn(), tolerance=TOLERANCE[dtype], max_iterations=STEPS)
     M, V = problem.M.clone().requires_grad_(), _cotangent(problem)
     P = layer(problem.M, problem.r, problem.c)
-    by_block = ddn_transport.transport_backward(P, *(t.expand(batch, n) for t in (problem.r, problem.c)), gamma)
+    by_block = ddn_transport.transport_backward(P, problem.r.expand(batch, n), problem.c.expand(batch, n), gamma)
 
     def ours() -> Callable[[], Tensor]:
         plan = layer(M, problem.r, problem.c)

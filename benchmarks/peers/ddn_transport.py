@@ -55,7 +55,8 @@ def transport_backward(P: Tensor, r: Tensor, c: Tensor, gamma: float) -> Callabl
 
         @staticmethod
         def backward(ctx: Any, V: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-            return _pulled_back(*ctx.saved_tensors, gamma, V)
+            P, r, c = ctx.saved_tensors
+            return _pulled_back(P, r, c, gamma, V)
 
     return Block.apply
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.methods import Method
-from declarative.layers.transport.plan import Call, Derivative, Record, balance, transport_plan
+from declarative.layers.transport.plan import Call, Derivative, Record, balance, complete, transport_plan
 from declarative.layers.transport.reading import Read, check, read
-from declarative.layers.transport.statement import Found, Transport, soft_minimum
+from declarative.layers.transport.statement import Found, Transport, no_iterations
 from declarative.layers.transport.unrolled import unrolled_plan
 from declarative.layers.transport.value import transport_value
 from declarative.node import DeclarativeNode, InDims
-from declarative.solution import DerivativeReport, Solution, Status
+from declarative.solution import Solution, Status
 from declarative.structure import Constant, DiagonalOperator, Sparse
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
@@ -218,7 +218,7 @@ class OptimalTransport(DeclarativeNode):
             "violation": error,
         }
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
-        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=DerivativeReport(method=call.record.method), workspace=shown)
+        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=call.record.report, workspace=shown)
 
     def potentials(
         self,
@@ -263,8 +263,7 @@ class OptimalTransport(DeclarativeNode):
 
     def _read(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
-        gamma = self.gamma if gamma is None else gamma
-        return read(M, r, c, gamma, mask, self.input == "affinity")
+        return read(M, r, c, self.gamma if gamma is None else gamma, mask, self.input == "affinity")
 
     def _find(
         self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
@@ -284,10 +283,11 @@ class OptimalTransport(DeclarativeNode):
             tolerance = min(tolerance, 64 * torch.finfo(given.cost.dtype).eps)
 
         record = Record()
+        # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
+        apart = torch.inf if self.polish else given.mass_tolerance
 
         def prepare(problem: Transport) -> Transport:
-            # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
-            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, masses=not self.polish)
+            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)
@@ -295,6 +295,8 @@ class OptimalTransport(DeclarativeNode):
             return replace(problem, rows=rows, columns=columns)
 
         def solve(problem: Transport) -> Found:
+            if not problem.gamma.shape[0]:
+                return Found(torch.zeros_like(problem.cost), problem.rows, problem.columns, problem.gamma, no_iterations(problem), problem.gamma > 0)
             return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
         def finish(found: Found) -> Found:
@@ -322,8 +324,7 @@ class OptimalTransport(DeclarativeNode):
         """The potentials in a definite gauge, and differentiable where a marginal is zero, too."""
         rows, columns = balance(given.rows, given.columns)
         if record.empty:
-            phi = torch.where(rows > 0, phi, soft_minimum(given.cost, columns, psi, given.gamma))
-            psi = torch.where(columns > 0, psi, soft_minimum(given.cost.mT, rows, phi, given.gamma))
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
         shift = 0.5 * ((phi * rows).sum(1, keepdim=True) - (psi * columns).sum(1, keepdim=True)) / rows.sum(1, keepdim=True)
         return Potentials(phi - shift, psi + shift)
 

@@ -15,15 +15,18 @@ gradients on S are faster where they converge fast.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from declarative.solution import DerivativeReport
 from declarative.structure.base import Operator
 
 _LARGE = 192  # from here on conjugate gradients are tried before a factorisation
 _TOLERANCES = {torch.float32: 2e-6}  # of iterations, relative to the right-hand side; 1e-12 in float64
+
+APART = "the plan falls apart to rounding: the gradients in r and c are known up to a constant for each part"
 
 
 def _worth(n: int) -> int:
@@ -61,23 +64,28 @@ def factorise(schur: Tensor) -> tuple[Tensor, Tensor]:
     return factor, (left > 64 * schur.shape[1] * torch.finfo(schur.dtype).eps).logical_and_(info == 0)
 
 
-def eliminate(plan: Tensor, rows: Tensor, side: Tensor) -> Tensor:
-    """S⁻¹ · side without a subtraction, (b, n, k); zero where a part of the graph is cut off."""
+def eliminate(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """S⁻¹ · side without a subtraction, (b, n, k), and (b,) whether the graph falls apart.
+
+    A part of it whose links are lost in the rounding of its mass is cut off: its constant is free, and taken as zero.
+    """
     weights = (plan / _safe(rows).unsqueeze(2)).mT @ plan
     side, n = side.clone(), plan.shape[2]
-    pivots = torch.empty_like(weights[:, 0])
+    lost = columns * (n * torch.finfo(plan.dtype).eps)
+    apart = torch.zeros_like(columns, dtype=torch.bool)
+    pivots = torch.ones_like(columns)
     for k in range(n - 1, 0, -1):
         link = weights[:, k, :k]
-        pivots[:, k] = link.sum(1)
-        share = link / _safe(pivots[:, k]).unsqueeze(1)
+        total = link.sum(1)
+        apart[:, k] = total <= lost[:, k]
+        pivots[:, k] = torch.where(apart[:, k], torch.inf, total)
+        share = link / pivots[:, k, None]
         weights[:, :k, :k] += weights[:, :k, k].unsqueeze(2) * share.unsqueeze(1)
         side[:, :k] += share.unsqueeze(2) * side[:, k].unsqueeze(1)
     solution = torch.zeros_like(side)
     for k in range(1, n):
-        pivot = pivots[:, k, None]
-        known = side[:, k] + (weights[:, k, :k].unsqueeze(1) @ solution[:, :k]).squeeze(1)
-        solution[:, k] = torch.where(pivot > 0, known / _safe(pivot), 0.0)
-    return solution
+        solution[:, k] = (side[:, k] + (weights[:, k, :k].unsqueeze(1) @ solution[:, :k]).squeeze(1)) / pivots[:, k, None]
+    return solution, (apart & (columns > 0)).any(1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def _refined(plan: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, facto
     return None
 
 
-def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None) -> Tensor:
+def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None, report: DerivativeReport | None) -> Tensor:
     """S⁻¹ · side for right-hand sides (b, n, k) without a sum, in numbers, by whatever is fastest and accurate."""
     if factor is not None:
         solution = _refined(plan, inverse, columns, side, factor)
@@ -150,30 +158,43 @@ def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, s
     if bool(good.all()):
         return solution
     bad = (~good).nonzero().squeeze(1)
-    return solution.index_copy(0, bad, eliminate(plan[bad], rows[bad], side[bad]))
+    exact, apart = eliminate(plan[bad], rows[bad], columns[bad], side[bad])
+    if report is not None:
+        report.irregular.update(dict.fromkeys(bad[apart].tolist(), APART))
+    return solution.index_copy(0, bad, exact)
 
 
 @dataclass(frozen=True, eq=False)
 class Marginals(Operator):
-    """K + vvᵀ with v = (1, −1)/√(m + n) on the rows and columns that are not empty, and the identity on those that are: regular.
+    """K + vvᵀ with v = (1, −1)/√(m + n) on the rows and columns that are not empty: regular.
 
     For right-hand sides with equal sums, all that occur, its solutions are those of K with Σw_r = Σw_c.
 
+    Where r_i = 0 the equation of row i is divided by its mass before that vanishes: w_i + Σ_j Π_ij w_j, with Π the row's share for one
+    unit of mass; likewise for columns. So K = [R  P + E; (P + F)ᵀ  C], with 1 in R and C for what is empty.
+
     Args:
         plan: P (b, m, n)
+        top, bottom: E and F (b, m, n): Π of the empty rows, and of the empty columns; None: nothing is empty, or what is plays no part.
         factor: of a Schur complement near that of P, as a preconditioner.
+        report: is told of samples whose plan falls apart.
     """
 
     plan: Tensor
+    top: Tensor | None = None
+    bottom: Tensor | None = None
     factor: Tensor | None = None
+    report: DerivativeReport | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.plan,)
+        return (self.plan,) if self.top is None or self.bottom is None else (self.plan, self.top, self.bottom)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Marginals:
-        (plan,) = tensors
-        return replace(self, plan=plan, factor=self.factor if plan.shape == self.plan.shape else None)
+        plan, top, bottom = (*tensors, *([None] * (3 - len(tensors))))
+        if plan is None:
+            raise ValueError("a plan is needed")
+        return Marginals(plan, top, bottom, self.factor if plan.shape == self.plan.shape else None, self.report)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -181,13 +202,15 @@ class Marginals(Operator):
         return b, m + n, m + n
 
     def transpose(self) -> Marginals:
-        return self
+        return Marginals(self.plan, self.bottom, self.top, self.factor, self.report)
 
     def matmul_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
-        top, bottom = columns.split([rows.shape[1], sums.shape[1]], 1)
+        w_rows, w_columns = columns.split([rows.shape[1], sums.shape[1]], 1)
+        above = self.plan if self.top is None else self.plan + self.top
+        below = self.plan if self.bottom is None else self.plan + self.bottom
         product = torch.cat(
-            [_safe(rows).unsqueeze(2) * top + self.plan @ bottom, self.plan.mT @ top + _safe(sums).unsqueeze(2) * bottom],
+            [_safe(rows).unsqueeze(2) * w_rows + above @ w_columns, below.mT @ w_rows + _safe(sums).unsqueeze(2) * w_columns],
             1,
         )
         null = self._null(rows, sums)
@@ -195,10 +218,23 @@ class Marginals(Operator):
 
     def solve_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
+        sizes = [rows.shape[1], sums.shape[1]]
+        if self.top is None or self.bottom is None:
+            return self._filled(rows, sums, columns)
+        # What is empty takes its right-hand side, acts on the others, and then follows from them; one of the two does nothing.
+        empty = torch.cat([rows, sums], 1).unsqueeze(2) <= 0
+        own_rows, own_columns = torch.where(empty, columns, 0.0).split(sizes, 1)
+        others = torch.where(empty, 0.0, columns - torch.cat([self.top @ own_columns, self.bottom.mT @ own_rows], 1))
+        found = self._filled(rows, sums, others)
+        w_rows, w_columns = found.split(sizes, 1)
+        return torch.where(empty, columns - torch.cat([self.top @ w_columns, self.bottom.mT @ w_rows], 1), found)
+
+    def _filled(self, rows: Tensor, sums: Tensor, columns: Tensor) -> Tensor:
+        """The solution for the rows and columns that are not empty; right-hand sides are zero where they are."""
         null = self._null(rows, sums)
         along = null * (null * columns).sum(1, keepdim=True)
-        top, bottom = (columns - along).split([rows.shape[1], sums.shape[1]], 1)
-        found = torch.cat(self._numbers(rows, sums, top, bottom), 1)
+        side_rows, side_columns = (columns - along).split([rows.shape[1], sums.shape[1]], 1)
+        found = torch.cat(self._numbers(rows, sums, side_rows, side_columns), 1)
         return found - null * (null * found).sum(1, keepdim=True) + along
 
     def solve_pair(self, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,14 +249,16 @@ class Marginals(Operator):
 
     def _numbers(self, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
         if self.plan.shape[1] < self.plan.shape[2]:
-            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor)
+            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor, self.report)
             return w_rows, w_columns
-        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor)
+        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor, self.report)
 
 
-def _by_elimination(plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+def _by_elimination(
+    plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None, report: DerivativeReport | None
+) -> tuple[Tensor, Tensor]:
     """The rows eliminated, the rest solved for."""
     inverse = _safe(rows).reciprocal_().unsqueeze(2)
     scaled = side_rows * inverse
-    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor)
+    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor, report)
     return torch.addcmul(scaled, inverse, plan @ w_columns, value=-1), w_columns
