@@ -152,12 +152,14 @@ class _Value(torch.autograd.Function):
             return rows @ phi + columns @ psi - (mass - (rows.sum() + columns.sum()) / 2) / gamma
 
         needed = list(ctx.needs_input_grad[1:])
-        doubled = kernel.symmetric
+        doubled = kernel.symmetric and needed[0]
         if doubled:
-            # Both arguments are the same tensor, and V does not change when they change places.
-            needed[1] = needed[3] = False
+            # x and y are the same points, and V does not change when they change places.
+            needed[1] = False
         gradients = _pull_back(dual, inputs, needed, cotangent)
-        return None, *(2 * g if doubled and k in (0, 2) and g is not None else g for k, g in enumerate(gradients))
+        if doubled and gradients[0] is not None:
+            gradients[0] = 2 * gradients[0]
+        return None, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]

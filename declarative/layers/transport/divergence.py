@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -47,8 +48,10 @@ def sinkhorn_divergence(
             of `OptimalTransport`.
         epsilon: ε > 0: a float, or a tensor (…,).
         cost: cost(x, y) -> (…, n, m); None: squared Euclidean distances ‖x − y‖².
-        tiled: whether to work in tiles. None: from four million pairs on.
-        options: of `OptimalTransport`; in tiles those of `CloudOptions`.
+        tiled: True: no n × m matrix is stored; each is computed anew, in tiles, whenever it is needed. Time grows with n·m, memory with
+            n + m. Reverse mode only, to any order: gradients and Hessian-vector products, one sample after another; finite costs without
+            parameters of their own. None: from four million pairs on, if the options allow it.
+        options: of `OptimalTransport`; in tiles those of `CloudOptions`: tolerance, max_iterations, on_failure, tile, coarsest.
 
     Shapes:
         -> (…,). Leading dimensions broadcast.
@@ -66,9 +69,12 @@ def sinkhorn_divergence(
     _check_points(x, y)
     _check_weights(x, y, a, b)
     n, m = x.shape[-2], y.shape[-2]
+    unknown = sorted(options.keys() - {field.name for field in fields(CloudOptions)})
     if tiled is None:
-        tiled = n * m >= _LARGE
+        tiled = n * m >= _LARGE and not unknown
     if tiled:
+        if unknown:
+            raise TypeError(f"in tiles the divergence knows no option {', '.join(unknown)}: leave it out, or use tiled=False")
         return _in_tiles(x, y, a, b, epsilon, cost, CloudOptions(**options))
     measure = squared_distances if cost is None else cost
     transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / _positive(epsilon), **options)
@@ -85,7 +91,11 @@ def _in_tiles(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon:
     """One sample after the other."""
     epsilon = epsilon if isinstance(epsilon, Tensor) else x.new_tensor(_positive(epsilon))
     given = [(x, 2), (y, 2), (a, 1), (b, 1), (epsilon, 0)]
-    lead = torch.broadcast_shapes(*(t.shape[: t.ndim - k] for t, k in given if t is not None))
+    try:
+        lead = torch.broadcast_shapes(*(t.shape[: t.ndim - k] for t, k in given if t is not None))
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t, _ in given if t is not None)
+        raise ValueError(f"the leading dimensions of points, weights and epsilon do not broadcast: {shapes}") from error
     count = int(torch.Size(lead).numel())
     flat = [None if t is None else t.expand((*lead, *t.shape[t.ndim - k :])).reshape((count, *t.shape[t.ndim - k :])) for t, k in given]
     samples = zip(*([None] * count if t is None else t for t in flat), strict=True)
@@ -104,7 +114,9 @@ def _positive(epsilon: Any) -> float:
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:
     """The values of three problems by one batch, padded with points of no weight: a third of the calls."""
     size = max(max(cost.shape[-2:]) for cost, _, _ in problems)
-    lead = torch.broadcast_shapes(*(t.shape[:-k] for cost, r, c in problems for t, k in ((cost, 2), (r, 1), (c, 1)) if t is not None))
+    # γ belongs to samples; were it not part of this, its leading dimension could meet that of the three problems.
+    own = () if gamma is None else gamma.shape
+    lead = torch.broadcast_shapes(own, *(t.shape[:-k] for cost, r, c in problems for t, k in ((cost, 2), (r, 1), (c, 1)) if t is not None))
     costs, rows, columns, empty = [], [], [], 0
     for cost, r, c in problems:
         m, n = cost.shape[-2:]

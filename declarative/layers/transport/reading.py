@@ -43,7 +43,7 @@ class Read:
     @property
     def mass_tolerance(self) -> float:
         """How far, relatively, the masses of r and c may differ."""
-        return _HALF_MASS if self.dtype in _HALF else _MASS
+        return mass_tolerance(self.dtype)
 
     def flat(self, name: str, tensor: Any, size: int) -> Tensor:
         """A warm start (…, size) as (b, size)."""
@@ -51,6 +51,11 @@ class Read:
         if tensor.ndim < 1 or tensor.shape[-1] != size:
             raise ValueError(f"{name} must have shape (…, {size}), got {tuple(tensor.shape)}")
         return tensor.detach().expand((*self.lead, size)).reshape(-1, size)
+
+
+def mass_tolerance(dtype: torch.dtype) -> float:
+    """How far, relatively, the masses of r and c may differ."""
+    return _HALF_MASS if dtype in _HALF else _MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
