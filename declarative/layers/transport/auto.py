@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from declarative.layers.transport.direction import LARGE
 from declarative.layers.transport.dual_newton import newton
 from declarative.layers.transport.kernel import kernel_of
 from declarative.layers.transport.methods import Goal, Method, Potentials
 from declarative.layers.transport.results import Results
 from declarative.layers.transport.statement import Found, Transport
 
-_BLOCK = 4  # sweeps between two looks at the error
+_BLOCK = 4  # sweeps between two looks at the error, at first
+_LONG = 16  # and at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class Auto(Method):
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Sinkhorn's iteration")
         kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None])
-        worth = max(12.0, problem.cost.shape[2] / 8)  # sweeps that cost as much as a step of Newton's
-        error, sweeps = results.error(kernel.residual()), 0
+        n = problem.cost.shape[2]
+        error, sweeps, times = results.error(kernel.residual()), 0, _BLOCK
         before = np.full_like(error, np.nan)
         while True:
             running = error > results.inner
@@ -41,23 +43,30 @@ class Auto(Method):
                     return results.found()
                 kernel, error, before = kernel.select(keep), error[running], before[running]
             goal.report(sweeps, error)
-            if sweeps + _BLOCK > goal.max_iterations or (sweeps and not _worthwhile(before, error, results.inner, worth)):
+            left = _left(before, error, times, results.inner, n) if sweeps else _BLOCK
+            if left == 0 or sweeps + left > goal.max_iterations:
                 break
             if sweeps and not kernel.within_reach():
                 kernel.absorb(kernel.full_psi(), kernel.gamma)
-            kernel.sweep(_BLOCK)
-            sweeps += _BLOCK
+            times = min(max(left, _BLOCK), _LONG)
+            kernel.sweep(times)
+            sweeps += times
             before, error = error, results.error(kernel.residual())
         results.method = "Sinkhorn's iteration, then Newton's method on the dual"
         return newton(kernel, results, sweeps)
 
 
-def _worthwhile(before: np.ndarray, error: np.ndarray, goal: float, worth: float) -> bool:
-    """Whether the rate of the last block promises an end sooner than Newton's steps, each of which squares a small error."""
-    slowest = int((error / before).argmax())
-    rate = float(error[slowest] / before[slowest]) ** (1 / _BLOCK)
+def _left(before: np.ndarray, error: np.ndarray, times: int, goal: float, n: int) -> int:
+    """How many more sweeps the rate of the last block promises; 0 where Newton's method ends sooner."""
+    slowest, worst = int((error / before).argmax()), float(error.max())
+    rate = float(error[slowest] / before[slowest]) ** (1 / times)
     if not rate < 1:
-        return False
-    left = math.log(goal / float(error.max())) / math.log(rate)
-    steps = 1 + math.log2(max(1.0, math.log(goal) / math.log(min(0.5, float(error.max())))))
-    return left <= worth * steps
+        return 0
+    digits = math.log(goal / worst)
+    left = digits / math.log(rate)
+    # Newton's steps, each of which squares a small error, measured in sweeps; by conjugate gradients if these are faster.
+    steps = 1 + math.log2(max(1.0, math.log(goal) / math.log(min(0.5, worst))))
+    newton = steps * max(12, n // 8)
+    if n >= LARGE:
+        newton = min(newton, 6 * steps - 0.7 * digits / math.sqrt(1 - rate))
+    return 1 + int(left) if left <= newton else 0

@@ -79,7 +79,7 @@ def _begin(kernel: Kernel, results: Results) -> np.ndarray:
     target = host(results.target)
     if not far.any():
         return target
-    wide = np.maximum(host(spread(kernel.cost)).ravel(), np.finfo(target.dtype).tiny)
+    wide = np.maximum(host(spread(kernel.cost)).ravel(), 1e-30)
     least = np.minimum(target, 1 / wide)
     now, gamma = target, np.minimum(target, _START / wide)
     while True:

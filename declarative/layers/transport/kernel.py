@@ -16,6 +16,9 @@ from torch import Tensor
 from declarative.layers.transport.statement import Transport, soft_minimum
 
 
+_LOG2E = math.log2(math.e)
+
+
 def reach(dtype: torch.dtype) -> float:
     """The |log v| up to which K loses nothing that counts."""
     return 100.0 if dtype == torch.float64 else 20.0
@@ -32,7 +35,6 @@ class Kernel:
         log_columns: log c (b, 1, n), 0 where there is no mass: what weights add to γψ.
         gamma: (b, 1, 1) of this kernel; on the way to a large γ smaller than that of the problem.
         phi, psi: (b, 1, m), (b, 1, n) the potentials that K contains; log u / γ and log v / γ come on top.
-        slack: φ + ψ − M (b, m, n), the exponents over γ.
         k: K (b, m, n); (1, m, n) while all samples share it.
         u, v: (b, 1, m), (b, 1, n)
         sums: u K (b, 1, n)
@@ -47,7 +49,6 @@ class Kernel:
     gamma: Tensor
     phi: Tensor
     psi: Tensor
-    slack: Tensor
     k: Tensor
     u: Tensor
     v: Tensor
@@ -63,6 +64,15 @@ class Kernel:
 
     def sweep(self, times: int) -> None:
         """Sinkhorn's iteration; afterwards rows are met exactly."""
+        if self.row_floor is None and self.k.shape[0] == self.c.shape[0]:
+            r, c, sums, k, kt = self.r, self.c, self.sums, self.k, self.k.mT
+            v = u = sums
+            for _ in range(times):
+                v = c / sums
+                u = r / torch.bmm(v, kt)
+                sums = torch.bmm(u, k)
+            self.v, self.u, self.sums = v, u, sums
+            return
         for _ in range(times):
             self.v = self.c / self.sums
             self.settle()
@@ -99,19 +109,23 @@ class Kernel:
         self.settle()
         limit = math.exp(-reach(psi.dtype))
         if float(self.sums.amin()) < limit * float(self.r.amax()):  # of columns that are no row's favourite: raised until they are one
-            top = self.slack.amax(1, keepdim=True)
+            top = self.slack().amax(1, keepdim=True)
             low = (top * gamma < math.log(limit)) & torch.isfinite(top)
             if bool(low.any()):
                 self._exponentiate(self.cost, self.psi - torch.where(low, top, 0.0), gamma)
                 self.settle()
+
+    def slack(self) -> Tensor:
+        """φ + ψ − M (b, m, n): the exponents over γ."""
+        return self.phi.mT - (self.cost - self.psi)
 
     def _exponentiate(self, cost: Tensor, psi: Tensor, gamma: Tensor) -> None:
         away = cost - psi
         phi = away.amin(2, keepdim=True)
         if self.row_floor is not None:
             phi = torch.where(torch.isfinite(phi), phi, 0.0)
-        self.slack = torch.sub(phi, away, out=away)
-        self.k = (self.slack * gamma).exp_()
+        # A power of two takes a fraction of the time of exp, above all where it underflows.
+        self.k = torch.sub(phi, away, out=away).mul_(gamma * _LOG2E).exp2_()
         self.phi, self.psi = phi.mT, psi
 
     def share(self) -> None:
@@ -163,19 +177,23 @@ def spread(cost: Tensor) -> Tensor:
 def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
     """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero. gamma: (b, 1, 1)"""
     cost, r, c = problem.cost, problem.rows.unsqueeze(1), problem.columns.unsqueeze(1)
-    row_floor = column_floor = None
-    least = 1e-200 if cost.dtype == torch.float64 else 1e-30
-    if float(torch.minimum(r.amin(), c.amin())) < least**0.5 or float(cost.amax()) == math.inf:
-        cost = torch.where((r <= 0).mT | (c <= 0), torch.inf, cost)
-        allowed = cost < torch.inf
-        dead_r, dead_c = ~allowed.any(2).unsqueeze(1), ~allowed.any(1).unsqueeze(1)
-        row_floor, column_floor = torch.where(dead_r, 1.0, least).to(cost.dtype), torch.where(dead_c, 1.0, least).to(cost.dtype)
-        r, c = torch.where(dead_r, 1.0, r), torch.where(dead_c, 1.0, c)
+    b, least = cost.shape[0], 1e-200 if cost.dtype == torch.float64 else 1e-30
+    if float(torch.minimum(r.amin(), c.amin())) >= least**0.5:
+        weights = c.log()
+        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c)
+        if psi is None and b > 1 and cost.stride(0) == 0 and bool((gamma == gamma[0]).all()) and float(weights.amin()) > -reach(cost.dtype):
+            kernel.share()
+        else:
+            kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
+        if float(kernel.sums.amin()) > 0:
+            return kernel
+    # Rows or columns without mass, or with nowhere to go.
+    cost = torch.where((r <= 0).mT | (c <= 0), torch.inf, cost)
+    allowed = cost < torch.inf
+    dead_r, dead_c = ~allowed.any(2).unsqueeze(1), ~allowed.any(1).unsqueeze(1)
+    row_floor, column_floor = torch.where(dead_r, 1.0, least).to(cost.dtype), torch.where(dead_c, 1.0, least).to(cost.dtype)
+    r, c = torch.where(dead_r, 1.0, r), torch.where(dead_c, 1.0, c)
     weights = c.log()
-    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, cost, r, c, c)
-    b = cost.shape[0]
-    if psi is None and b > 1 and cost.stride(0) == 0 and bool((gamma == gamma[0]).all()) and float(weights.amin()) > -reach(cost.dtype):
-        kernel.share()
-    else:
-        kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
+    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c)
+    kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
     return kernel

@@ -22,7 +22,7 @@ NEAR = 0.1  # a marginal error from which Newton's steps converge fast
 _CENTRED = 3.0  # a change of log v up to which γ may change too
 _HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ
 _SHORT = 1.3  # a growth of γ that is no longer worth while
-_OVERSHOT, _TIMID = -0.1, 0.3  # the slopes between which a step may end, relative to that at its start
+_OVERSHOT, _TIMID = -0.3, 0.3  # the slopes between which a step may end, relative to that at its start
 _TRIALS = 20
 _PATIENCE = 30  # steps in which the error falls by 10 %, or γ grows
 
