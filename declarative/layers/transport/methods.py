@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class Goal:
     progress: Report
     total: int
 
-    def report(self, iteration: int, error: Tensor) -> None:
-        """`error`: (s, …) of the running samples."""
-        if self.progress is not None:
-            self.progress(Progress(self.name, iteration, error.shape[0], self.total, float(error.max()) if error.numel() else 0.0))
+    def report(self, iteration: int, error: np.ndarray) -> None:
+        """`error`: (s,) of the running samples."""
+        if self.progress is not None and iteration:
+            self.progress(Progress(self.name, iteration, error.shape[0], self.total, float(error.max())))
