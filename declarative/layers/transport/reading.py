@@ -13,7 +13,7 @@ from declarative.errors import name_samples
 from declarative.layers.transport.statement import Transport
 
 _HALF = (torch.float16, torch.bfloat16)
-_MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 _HALF_MASS = 1e-2
 
 
@@ -55,7 +55,7 @@ class Read:
 
 def mass_tolerance(dtype: torch.dtype) -> float:
     """How far, relatively, the masses of r and c may differ."""
-    return _HALF_MASS if dtype in _HALF else _MASS
+    return _HALF_MASS if dtype in _HALF else MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
