@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
-from declarative.layers.transport.derivatives import Kernel, loss, value
-from declarative.layers.transport.multiscale import Effort, Potentials, solve
+from declarative.layers.transport.derivatives import loss, value
+from declarative.layers.transport.multiscale import Effort, Potentials, solve, spatial_order
+from declarative.layers.transport.pair_kernel import PairKernel
 from declarative.layers.transport.plan import balance
-from declarative.layers.transport.reading import MASS
+from declarative.layers.transport.reading import mass_tolerance
 from declarative.layers.transport.tiles import Cloud, Cost, Given, Ground, SquaredEuclidean
 from declarative.solvers.base import ON_FAILURE_CHOICES
 from declarative.transforms import is_wrapped, reject_mapped_and_dual, without_graph
@@ -51,6 +52,7 @@ class CloudOptions:
 
 
 DEFAULT = CloudOptions()
+_TINY = 1e-30  # a pair of weights as small as this beside the largest can make their density overflow
 
 
 def cloud_value(
@@ -99,7 +101,7 @@ def cloud_divergence(
 
 def _prepare(
     x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions
-) -> tuple[Kernel, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+) -> tuple[PairKernel, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The problem solved, and its differentiable inputs (x, y, r, c, γ) in float64."""
     one = y is None
     if y is None:
@@ -119,8 +121,12 @@ def _prepare(
     else:
         _reject_captured(cost, x)
         ground = Given(cost, x.dtype)
+    if max(x.shape[0], y.shape[0]) > options.coarsest:
+        (order,) = without_graph(lambda p: (spatial_order(p),), first)
+        (other,) = (order,) if one else without_graph(lambda p: (spatial_order(p),), second)
+        first, r, second, c = first[order], r[order], second[other], c[other]
     inputs = (first, second, *balance(r, c), gamma)
-    outcome: list[Kernel] = []
+    outcome: list[PairKernel] = []
 
     def find(*tensors: Tensor) -> tuple[Tensor]:
         *numbers, a, b = tensors
@@ -132,7 +138,7 @@ def _prepare(
     return outcome[0], inputs
 
 
-def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, options: CloudOptions, symmetric: bool) -> Kernel:
+def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, options: CloudOptions, symmetric: bool) -> PairKernel:
     """The potentials, also of points without weight, which the others do not feel."""
     x, y, r, c, gamma = numbers
     tolerance = options.tolerance or (1e-10 if dtype == torch.float64 else 1e-5)
@@ -146,10 +152,11 @@ def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, opti
         phi[~some] = replace(core, x=x[~some], rows=r[~some]).sweep(phi[~some], found.columns, effort.dtype, sums=False)[0]
     if not bool(others.all()):
         psi[~others] = replace(core, y=y[~others], columns=c[~others]).transposed.sweep(psi[~others], found.rows, effort.dtype, sums=False)[0]
-    tiny = 1e-30
-    bounded = bool((r.min() < tiny * r.max()) & (c.min() < tiny * c.max()))
+    complete = bool(some.all() & others.all())
+    found = replace(found, rows=phi, columns=psi, near=found.near if complete else None)
+    bounded = bool((r.min() < _TINY * r.max()) & (c.min() < _TINY * c.max()))
     solves = max(tolerance, 1e-12 if dtype == torch.float64 else 1e-6)
-    return Kernel(ground, effort.dtype, options.tile, bounded, not bool(others.all()), solves, replace(found, rows=phi, columns=psi), symmetric)
+    return PairKernel(ground, effort.dtype, options.tile, bounded, not bool(others.all()), symmetric, solves, found)
 
 
 def _judge(found: Potentials, tolerance: float, options: CloudOptions) -> Potentials:
@@ -196,7 +203,7 @@ def _check_numbers(ground: Ground, x: Tensor, y: Tensor, gamma: Tensor, a: Tenso
     for name, weights in (("a", a), ("b", b)):
         if bool((weights < 0).any()) or not bool((weights > 0).any()):
             raise ValueError(f"weights {name} must be nonnegative, and some positive; the smallest is {float(weights.min()):.3g}")
-    if abs(float(a.sum() - b.sum())) > MASS * float(a.sum()):
+    if abs(float(a.sum() - b.sum())) > mass_tolerance(a.dtype) * float(a.sum()):
         raise ValueError(f"weights a and b must have the same mass, got {float(a.sum()):.6g} and {float(b.sum()):.6g}: divide each by its sum")
     if isinstance(ground, Given):
         _check_cost(ground, x, y)
