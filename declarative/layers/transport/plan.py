@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from declarative.layers.transport.statement import Found, Transport, soft_minimum
 from declarative.layers.transport.system import Marginals
 from declarative.solution import DerivativeReport
-from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, unfolded
+from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, transforms_active, unfolded
 
 _BOUND = 80.0  # of exponents where no mass is: pairs of an empty row and an empty column have no bound of their own
 
@@ -95,7 +96,10 @@ def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamm
     P is differentiable; φ and ψ are where their marginal is positive, and downstream functions of them must not change with
     (φ + t, ψ − t).
     """
-    return _Plan.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
+    if not is_differentiated(cost, rows, columns, gamma):
+        return _Plan.forward(call, cost, rows, columns, gamma)
+    function = _Plan if transforms_active() or forward_ad._current_level >= 0 else _Recorded
+    return function.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
 
 
 class _Plan(torch.autograd.Function):
@@ -140,6 +144,18 @@ class _Plan(torch.autograd.Function):
         size = info.batch_size
         outputs = _Plan.apply(replace(call, record=Record()), *(folded(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)))
         return tuple(unfolded(o, size) for o in outputs), (0,) * len(outputs)
+
+
+class _Recorded(torch.autograd.Function):
+    """The same in torch's older form, which only plain reverse mode takes: it does not look up a signature at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = _Plan.forward(call, *tensors)
+        _Plan.setup_context(ctx, (call, *tensors), output)
+        return output
+
+    backward = _Plan.backward
 
 
 class Derivative:

@@ -77,11 +77,14 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
     rows = _uniform(mask, cost, -1) if rows is None else _marginal("r", rows, cost, m)
     columns = _uniform(mask, cost, -2) if columns is None else _marginal("c", columns, cost, n)
     gamma = _tensor("gamma", gamma, cost)
-    try:
-        lead = tuple(torch.broadcast_shapes(cost.shape[:-2], rows.shape[:-1], columns.shape[:-1], gamma.shape))
-    except RuntimeError as error:
-        shapes = f"{name} {tuple(cost.shape)}, r {tuple(rows.shape)}, c {tuple(columns.shape)}, gamma {tuple(gamma.shape)}"
-        raise ValueError(f"the leading dimensions do not broadcast: {shapes}") from error
+    leads = (cost.shape[:-2], rows.shape[:-1], columns.shape[:-1], gamma.shape)
+    lead = tuple(leads[0])
+    if any(other not in ((), lead) for other in leads[1:]):  # torch.broadcast_shapes takes longer than the rest together
+        try:
+            lead = tuple(torch.broadcast_shapes(*leads))
+        except RuntimeError as error:
+            shapes = f"{name} {tuple(cost.shape)}, r {tuple(rows.shape)}, c {tuple(columns.shape)}, gamma {tuple(gamma.shape)}"
+            raise ValueError(f"the leading dimensions do not broadcast: {shapes}") from error
     return Read(_flat(cost, lead, 2), _flat(rows, lead, 1), _flat(columns, lead, 1), _flat(gamma, lead, 0), lead, dtype)
 
 
