@@ -15,7 +15,6 @@ from torch import Tensor
 
 from declarative.layers.transport.statement import Transport, soft_minimum
 
-
 _LOG2E = math.log2(math.e)
 
 
