@@ -19,14 +19,21 @@ from benchmarks.timing import Comparison, Spread
 
 @dataclass(frozen=True)
 class Target:
-    """What a row is to reach: a ratio of at least `ratio`, or a value of ours of at most `ours`."""
+    """What a row is to reach: a ratio of at least `ratio`, a value of ours of at most `ours`, a difference of at most `agreement`."""
 
     ratio: float | None = None
     ours: float | None = None
+    agreement: float | None = None
 
     def __str__(self) -> str:
-        parts = [f"≥ {self.ratio:.3g}x"] if self.ratio is not None else []
-        return ", ".join([*parts, f"≤ {self.ours:g}"] if self.ours is not None else parts)
+        parts = (("≥ {:.3g}x", self.ratio), ("≤ {:g}", self.ours), ("difference ≤ {:g}", self.agreement))
+        return ", ".join(text.format(limit) for text, limit in parts if limit is not None)
+
+    def met(self, ratio: Spread | None, ours: float, agreement: float | None) -> bool:
+        """All that is asked for."""
+        enough = self.ratio is None or (ratio is not None and ratio.median >= self.ratio)
+        close = self.agreement is None or (agreement is not None and agreement <= self.agreement)
+        return enough and close and (self.ours is None or ours <= self.ours)
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,12 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether the target is reached; None without one."""
-        if self.target is None:
-            return None
-        wanted, limit = self.target.ratio, self.target.ours
-        return (wanted is None or (self.ratio is not None and self.ratio.median >= wanted)) and (limit is None or self.ours <= limit)
+        return None if self.target is None else self.target.met(self.ratio, self.ours, self.agreement)
 
 
-def timed(suite: str, what: str, comparison: Comparison, target: Target | None = None, agreement: float | None = None) -> Row:
+def timed(suite: str, what: str, comparison: Comparison, target: Target | None = None, agreement: float | None = None, note: str = "") -> Row:
     """The row of a timed comparison."""
-    return Row(suite, what, "ms", comparison.ours.median, comparison.peer.median, comparison.ratio, target, agreement)
+    return Row(suite, what, "ms", comparison.ours.median, comparison.peer.median, comparison.ratio, target, agreement, note)
 
 
 def _number(value: float | None, unit: str) -> str:

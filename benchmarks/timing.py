@@ -32,11 +32,13 @@ class Effort:
         blocks: blocks a side.
         seconds: timed seconds a block, if `runs` do not take longer.
         runs: at least this many runs a block.
+        warm_up: untimed runs beforehand, in multiples of `runs`.
     """
 
     blocks: int = 9
     seconds: float = 0.04
     runs: int = 5
+    warm_up: int = 3
 
 
 FULL = Effort()
@@ -95,7 +97,7 @@ def _without_collector():
 
 
 def _warm_up(prepare: Prepare, effort: Effort) -> None:
-    for _ in range(3 * effort.runs):
+    for _ in range(effort.warm_up * effort.runs):
         prepare()()
 
 

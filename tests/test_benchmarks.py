@@ -41,9 +41,17 @@ def test_unknown_suite_is_named(capsys):
 
 
 @pytest.mark.parametrize(
-    ("target", "ratio", "ours", "met"),
-    [(Target(ratio=2), 2.5, 1.0, True), (Target(ratio=3), 2.5, 1.0, False), (Target(ours=0.5), None, 1.0, False), (Target(ratio=2, ours=2), 2.5, 1.0, True)],
+    ("target", "ratio", "ours", "agreement", "met"),
+    [
+        (Target(ratio=2), 2.5, 1.0, None, True),
+        (Target(ratio=3), 2.5, 1.0, None, False),
+        (Target(ours=0.5), None, 1.0, None, False),
+        (Target(ratio=2, ours=2), 2.5, 1.0, None, True),
+        (Target(ratio=2, agreement=1e-9), 2.5, 1.0, 1e-10, True),
+        (Target(ratio=2, agreement=1e-9), 2.5, 1.0, 1e-8, False),
+        (Target(agreement=1e-9), None, 1.0, float("nan"), False),
+    ],
 )
-def test_verdict(target, ratio, ours, met):
+def test_verdict(target, ratio, ours, agreement, met):
     spread = None if ratio is None else Spread(ratio, ratio, ratio)
-    assert Row("suite", "what", "ms", ours, ratio=spread, target=target).met is met
+    assert Row("suite", "what", "ms", ours, ratio=spread, target=target, agreement=agreement).met is met

@@ -2,18 +2,28 @@
 
 from declarative.layers.transport import (
     Auto,
+    CloudOptions,
+    DualLBFGS,
     DualNewton,
     OptimalTransport,
     Potentials,
+    Sinkhorn,
     SinkhornLoss,
+    cloud_loss,
+    cloud_value,
     sinkhorn_divergence,
 )
 
 __all__ = [
     "Auto",
+    "CloudOptions",
+    "DualLBFGS",
     "DualNewton",
     "OptimalTransport",
     "Potentials",
+    "Sinkhorn",
     "SinkhornLoss",
+    "cloud_loss",
+    "cloud_value",
     "sinkhorn_divergence",
 ]

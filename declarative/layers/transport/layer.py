@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,29 +13,21 @@ from torch import Tensor, nn
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.methods import Method
-from declarative.layers.transport.plan import Call, Derivative, Record, balance, transport_plan
+from declarative.layers.transport.plan import Call, Record, balance, complete, transport_plan
 from declarative.layers.transport.reading import Read, check, read
-from declarative.layers.transport.statement import Found, Transport, soft_minimum
+from declarative.layers.transport.stated import Potentials, StatedTransport, multipliers_of, stationarity
+from declarative.layers.transport.statement import Found, Transport, no_iterations
 from declarative.layers.transport.unrolled import unrolled_plan
 from declarative.layers.transport.value import transport_value
-from declarative.node import DeclarativeNode, InDims
-from declarative.solution import DerivativeReport, Solution, Status
-from declarative.structure import Constant, DiagonalOperator, Sparse
+from declarative.node import InDims
+from declarative.solution import Solution, Status
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
 ON_FAILURE = ("raise", "warn", "nan")
 INPUTS = ("cost", "affinity")
 
 
-@dataclass(frozen=True, eq=False)
-class Potentials:
-    """φ (…, m) and ψ (…, n), with ⟨φ, r⟩ = ⟨ψ, c⟩: what `init=` takes."""
-
-    rows: Tensor
-    columns: Tensor
-
-
-class OptimalTransport(DeclarativeNode):
+class OptimalTransport(StatedTransport):
     """P = argmin_P ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ)  subject to  P1 = r, Pᵀ1 = c.
 
     Differentiable in M, r, c and γ, to any order, in reverse and forward mode and under torch.func; memory does not depend on the
@@ -77,8 +69,6 @@ class OptimalTransport(DeclarativeNode):
     case studies", OT-SDM at AAAI 2022.
     """
 
-    constraint_structure = Constant(Sparse())
-
     def __init__(
         self,
         gamma: float | Tensor = 1.0,
@@ -112,52 +102,6 @@ class OptimalTransport(DeclarativeNode):
             self.gamma = gamma
         self.method, self.tolerance, self.max_iterations = method or Auto(), tolerance, max_iterations
         self.gradient, self.on_failure, self.input, self.progress = gradient, on_failure, input, progress
-
-    # The statement, for one instance: inputs M, and r, c, γ where they are given.
-
-    def objective(self, *inputs_and_plan: Tensor) -> Tensor:
-        """⟨P, M⟩ + (1/γ) Σ P log(P / r cᵀ)."""
-        *inputs, P = inputs_and_plan
-        M, r, c, gamma = self._instance(inputs)
-        return (P * M).sum() + (P * (P / (r.unsqueeze(1) * c)).log()).sum() / gamma
-
-    def equality_constraints(self, *inputs_and_plan: Tensor) -> Tensor:
-        """P1 = r and Pᵀ1 = c; the last column's equation follows from the others."""
-        *inputs, P = inputs_and_plan
-        _, r, c, _ = self._instance(inputs)
-        return torch.cat([P.sum(1) - r, (P.sum(0) - c)[:-1]])
-
-    def _instance(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-        M, m, n = inputs[0], *inputs[0].shape
-        r = inputs[1] if len(inputs) > 1 else M.new_full((m,), 1 / m)
-        c = inputs[2] if len(inputs) > 2 else M.new_full((n,), 1 / n)
-        gamma = inputs[3] if len(inputs) > 3 else self.gamma
-        if isinstance(gamma, Tensor) and gamma.ndim:
-            raise ValueError("gamma differs between samples here: pass it at the call, layer(M, r, c, gamma)")
-        return (-M.log() if self.input == "affinity" else M), *balance(r, c), gamma
-
-    # The algorithm and the structure, batch first: what the generic engine uses, for `certify`, `explain` and the proofs of `verify`.
-
-    def solve(self, *inputs: Tensor) -> Solution:
-        """P and the multipliers."""
-        given = self._read(inputs, None)
-        plan, phi, psi, _, iterations, converged = transport_plan(self._call(given, None, inputs), given.cost, given.rows, given.columns, given.gamma)
-        status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
-        return Solution(plan, _multipliers(phi, psi, given.gamma), status=status, iterations=iterations)
-
-    def hessian(self, *inputs_and_solution: Any) -> DiagonalOperator:
-        """H = diag(1 / γP)."""
-        *inputs, solution = inputs_and_solution
-        return DiagonalOperator((solution.y * self._read(tuple(inputs), None).gamma[:, None, None]).reciprocal().flatten(1))
-
-    def vjp(self, inputs: tuple[Tensor, ...], solution: Solution, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """The whole backward pass."""
-        given = self._read(inputs, None)
-        phi, psi = _potentials_of(solution, given)
-        at = Derivative(Call(), given.cost, given.rows, given.columns, given.gamma, torch.as_tensor(solution.y), phi, psi)
-        cost, *rest = at.pull_back(cotangent, None, None, wanted=(True, True, True, True))
-        first = -cost / inputs[0] if self.input == "affinity" else cost  # pyright: ignore[reportOptionalOperand]
-        return (first, *rest)[: len(inputs)]  # pyright: ignore[reportReturnType]
 
     # Using it.
 
@@ -208,17 +152,17 @@ class OptimalTransport(DeclarativeNode):
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
         fields = {
             "y": plan,
-            "equality_multipliers": _multipliers(found.rows, found.columns, given.gamma),
+            "equality_multipliers": multipliers_of(found.rows, found.columns, given.gamma),
             "inequality_multipliers": none,
             "active": mask_none,
             "weakly_active": mask_none,
             "status": torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS)),
             "iterations": iterations,
-            "stationarity": _stationarity(given, plan, found),
+            "stationarity": stationarity(given, plan, found),
             "violation": error,
         }
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
-        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=DerivativeReport(method=call.record.method), workspace=shown)
+        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=call.record.report, workspace=shown)
 
     def potentials(
         self,
@@ -258,18 +202,19 @@ class OptimalTransport(DeclarativeNode):
         plan, phi, psi, *_ = outputs
         if self.gradient == "unrolled":
             return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
-        found = self._potentials(given, phi, psi, call.record)
-        return given.shaped(transport_value(given.cost, *balance(given.rows, given.columns), given.gamma, plan, found.rows, found.columns))
+        rows, columns = balance(given.rows, given.columns)
+        if call.record.empty:
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
+        return given.shaped(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi))
 
-    def _read(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None) -> Read:
+    def _given(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None = None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
-        gamma = self.gamma if gamma is None else gamma
-        return read(M, r, c, gamma, mask, self.input == "affinity")
+        return read(M, r, c, self.gamma if gamma is None else gamma, mask, self.input == "affinity")
 
     def _find(
         self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
     ) -> tuple[Read, tuple[Tensor, ...], Call]:
-        given = self._read(_to_front(inputs, in_dims), mask)
+        given = self._given(_to_front(inputs, in_dims), mask)
         call = self._call(given, init, inputs, padding)
         run = unrolled_plan if self.gradient == "unrolled" else transport_plan
         return given, run(call, given.cost, given.rows, given.columns, given.gamma), call
@@ -284,10 +229,11 @@ class OptimalTransport(DeclarativeNode):
             tolerance = min(tolerance, 64 * torch.finfo(given.cost.dtype).eps)
 
         record = Record()
+        # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
+        apart = torch.inf if self.polish else given.mass_tolerance
 
         def prepare(problem: Transport) -> Transport:
-            # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
-            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, masses=not self.polish)
+            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)
@@ -295,6 +241,8 @@ class OptimalTransport(DeclarativeNode):
             return replace(problem, rows=rows, columns=columns)
 
         def solve(problem: Transport) -> Found:
+            if not problem.gamma.shape[0]:
+                return Found(torch.zeros_like(problem.cost), problem.rows, problem.columns, problem.gamma, no_iterations(problem), problem.gamma > 0)
             return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
         def finish(found: Found) -> Found:
@@ -322,30 +270,9 @@ class OptimalTransport(DeclarativeNode):
         """The potentials in a definite gauge, and differentiable where a marginal is zero, too."""
         rows, columns = balance(given.rows, given.columns)
         if record.empty:
-            phi = torch.where(rows > 0, phi, soft_minimum(given.cost, columns, psi, given.gamma))
-            psi = torch.where(columns > 0, psi, soft_minimum(given.cost.mT, rows, phi, given.gamma))
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
         shift = 0.5 * ((phi * rows).sum(1, keepdim=True) - (psi * columns).sum(1, keepdim=True)) / rows.sum(1, keepdim=True)
         return Potentials(phi - shift, psi + shift)
-
-
-def _multipliers(phi: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
-    """ν of the statement: the multiplier of the last column, which has no equation, is zero."""
-    return torch.cat([-phi - psi[:, -1:] - 1 / gamma.unsqueeze(1), (psi[:, -1:] - psi)[:, :-1]], 1)
-
-
-def _potentials_of(solution: Solution, given: Read) -> tuple[Tensor, Tensor]:
-    nu, m = torch.as_tensor(solution.equality_multipliers), given.rows.shape[1]
-    return -nu[:, :m] - 1 / given.gamma.unsqueeze(1), nn.functional.pad(-nu[:, m:], (0, 1))
-
-
-@torch.no_grad()
-def _stationarity(given: Read, plan: Tensor, potentials: Potentials) -> Tensor:
-    """(b,) how far P is from the plan of its potentials, as a cost, relative to the largest: where P is not zero."""
-    rows, columns = balance(given.rows, given.columns)
-    density = plan / (rows.unsqueeze(2) * columns.unsqueeze(1))
-    gap = given.cost + density.log() / given.gamma[:, None, None] - potentials.rows.unsqueeze(2) - potentials.columns.unsqueeze(1)
-    finite = torch.where(torch.isinf(given.cost), 0.0, given.cost)
-    return torch.where((plan > 0) & torch.isfinite(gap), gap, 0.0).abs().amax((1, 2)) / (finite.abs().amax((1, 2)) + 1 / given.gamma)
 
 
 def _present(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

@@ -12,7 +12,9 @@ from torch import Tensor
 from declarative.errors import name_samples
 from declarative.layers.transport.statement import Transport
 
-_MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+_HALF = (torch.float16, torch.bfloat16)
+MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+_HALF_MASS = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +24,7 @@ class Read:
     Args:
         cost, rows, columns, gamma: (b, m, n), (b, m), (b, n), (b,), differentiable functions of what the caller passed.
         lead: the leading dimensions that b stands for.
+        dtype: what the caller works in; half precisions are computed in float32.
     """
 
     cost: Tensor
@@ -29,17 +32,30 @@ class Read:
     columns: Tensor
     gamma: Tensor
     lead: tuple[int, ...]
+    dtype: torch.dtype
 
     def shaped(self, tensor: Tensor) -> Tensor:
-        """(b, …) in the caller's shape."""
+        """(b, …) in the caller's shape and precision."""
+        if tensor.dtype != self.dtype and tensor.is_floating_point():
+            tensor = tensor.to(self.dtype)
         return tensor if len(self.lead) == 1 else tensor.reshape((*self.lead, *tensor.shape[1:]))
+
+    @property
+    def mass_tolerance(self) -> float:
+        """How far, relatively, the masses of r and c may differ."""
+        return mass_tolerance(self.dtype)
 
     def flat(self, name: str, tensor: Any, size: int) -> Tensor:
         """A warm start (…, size) as (b, size)."""
-        tensor = _tensor(name, tensor, self.cost)
+        tensor = _tensor(name, tensor.to(self.cost) if isinstance(tensor, Tensor) and tensor.dtype == self.dtype else tensor, self.cost)
         if tensor.ndim < 1 or tensor.shape[-1] != size:
             raise ValueError(f"{name} must have shape (…, {size}), got {tuple(tensor.shape)}")
         return tensor.detach().expand((*self.lead, size)).reshape(-1, size)
+
+
+def mass_tolerance(dtype: torch.dtype) -> float:
+    """How far, relatively, the masses of r and c may differ."""
+    return _HALF_MASS if dtype in _HALF else MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
@@ -49,7 +65,9 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
         raise TypeError(f"{name} must be a floating tensor (…, m, n), got {cost.dtype if isinstance(cost, Tensor) else type(cost).__name__}")
     if cost.ndim < 2:
         raise ValueError(f"{name} must have shape (…, m, n), got {tuple(cost.shape)}")
-    m, n = cost.shape[-2:]
+    dtype, (m, n) = cost.dtype, cost.shape[-2:]
+    if dtype in _HALF:
+        cost, rows, columns, gamma = (t.float() if isinstance(t, Tensor) and t.dtype == dtype else t for t in (cost, rows, columns, gamma))
     if not m or not n:
         raise ValueError(f"{name} must have at least one row and one column, got {tuple(cost.shape)}")
     if affinity:  # the logarithm of 0 has no derivative to multiply by 0
@@ -64,7 +82,7 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
     except RuntimeError as error:
         shapes = f"{name} {tuple(cost.shape)}, r {tuple(rows.shape)}, c {tuple(columns.shape)}, gamma {tuple(gamma.shape)}"
         raise ValueError(f"the leading dimensions do not broadcast: {shapes}") from error
-    return Read(_flat(cost, lead, 2), _flat(rows, lead, 1), _flat(columns, lead, 1), _flat(gamma, lead, 0), lead)
+    return Read(_flat(cost, lead, 2), _flat(rows, lead, 1), _flat(columns, lead, 1), _flat(gamma, lead, 0), lead, dtype)
 
 
 def _flat(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
@@ -116,14 +134,14 @@ def _uniform(mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
     return kept / kept.sum(-1, keepdim=True).clamp_min(1)
 
 
-def check(problem: Transport, name: str, *, marginals: bool = True, masses: bool = True) -> bool:
+def check(problem: Transport, name: str, *, marginals: bool = True, apart: float = 0.0) -> bool:
     """A ValueError for numbers that state no problem, naming samples. Returns whether some pairs are forbidden.
 
     Args:
         problem: in numbers.
         name: of the costs, for messages.
         marginals: False: r and c are known to be good.
-        masses: False: that of r and that of c may differ.
+        apart: how far, relatively, the masses of r and c may differ.
     """
     cost, gamma = problem.cost, problem.gamma
     if not gamma.numel():
@@ -136,7 +154,7 @@ def check(problem: Transport, name: str, *, marginals: bool = True, masses: bool
         _refuse(~(lowest > -torch.inf), f"{name} must not hold NaN or -inf (+inf forbids a pair)", cost)
         _refuse(~((gamma > 0) & torch.isfinite(gamma)), "gamma must be positive and finite", gamma)
     if marginals:
-        _check_marginals(problem, masses)
+        _check_marginals(problem, apart)
     if forbidden:
         open_pairs = ~torch.isinf(cost)
         for label, marginal, other, dim in (("row", problem.rows, problem.columns.unsqueeze(1), 2), ("column", problem.columns, problem.rows.unsqueeze(2), 1)):
@@ -146,14 +164,13 @@ def check(problem: Transport, name: str, *, marginals: bool = True, masses: bool
     return forbidden
 
 
-def _check_marginals(problem: Transport, masses: bool) -> None:
+def _check_marginals(problem: Transport, apart: float) -> None:
     rows, columns = problem.rows, problem.columns
     given, wanted = rows.sum(1), columns.sum(1)
     for label, marginal, total in (("r", rows, given), ("c", columns, wanted)):
         _refuse(~((marginal.amin(1) >= 0) & torch.isfinite(total)), f"{label} must be nonnegative and finite", marginal)
         _refuse(total == 0, f"{label} must have some mass", marginal)
-    if masses:
-        _refuse((given - wanted).abs() > _MASS * given, "r and c must have the same mass (scale one of them)", torch.stack([given, wanted], 1))
+    _refuse((given - wanted).abs() > apart * given, "r and c must have the same mass (scale one of them)", torch.stack([given, wanted], 1))
 
 
 def _refuse(bad: Tensor, what: str, values: Tensor, places: list[list[int]] | None = None) -> None:

@@ -37,12 +37,15 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         cost, _, _, gamma, plan, phi, psi = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(cost, gamma, plan, phi, psi)
         ctx.save_for_forward(cost, gamma, plan, phi, psi)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         reject_legacy_vmap(cotangent)
+        if cotangent is None:
+            return (None,) * 7
         saved, wanted = [alive(t) for t in ctx.saved_tensors], ctx.needs_input_grad
         if wanted[3]:
             slopes = _slopes(*saved)

@@ -1,0 +1,98 @@
+"""Entropic transport, forward: to the same marginal error as each peer.
+
+Every side is asked for a relative marginal error of 1e-8 and what it reached is measured here, from its plan. A peer that does not get
+there within its iterations is named with what it reached, and sets no target.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.engine import difference
+from benchmarks.peers import ddn_transport, geomloss, ott, pot, regot
+from benchmarks.plans import WANTED, Found, Problem, Way, as_tensor, marginal_error, points
+from benchmarks.report import Row, Target, timed
+from benchmarks.timing import FULL, QUICK, Effort, compare, measure
+from declarative.layers import OptimalTransport
+
+SUITE = "transport"
+PEERS = {"ddn": ddn_transport.ways, "POT": pot.ways, "RegOT": regot.ways, "OTT": ott.ways, "GeomLoss": geomloss.ways}
+SIZES, GAMMAS = (100, 500), (10.0, 100.0, 1000.0, 10000.0)
+# Scaling steps that a peer may take: what it needs up to γ = 1000, and half again. At γ = 10000 it would need some 100 000.
+LIMIT = 3000
+# From this γ on, how much faster than these.
+STEEP, FAR, SLOW_PEERS = 1000.0, 5.0, ("ddn", "POT")
+# A peer that took so many seconds is timed so.
+EFFORTS = ((0.01, FULL), (0.2, Effort(blocks=5, seconds=0.0, runs=2)), (2.0, Effort(blocks=3, seconds=0.0, runs=1, warm_up=1)))
+SLOWEST = Effort(blocks=1, seconds=0.0, runs=1, warm_up=0)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a peer got to the error wanted, or did not."""
+
+    setting: float
+    found: Found
+    error: float
+    seconds: float
+
+    @property
+    def arrived(self) -> bool:
+        return self.error <= WANTED
+
+    def __str__(self) -> str:
+        return f"error {self.error:.0e} after {self.found.iterations} iterations"
+
+
+def forward_rows(n: int, gamma: float, limit: int, quick: bool) -> Iterator[Row]:
+    """Ours, then against each peer."""
+    problem = points(n, gamma)
+    layer = OptimalTransport(gamma, tolerance=WANTED)
+
+    def ours() -> object:
+        return layer(problem.M, problem.r, problem.c)
+
+    what = f"forward, n={n}, γ={gamma:g}"
+    solution = layer.solution(problem.M, problem.r, problem.c)
+    P = as_tensor(solution.y)
+    method = "" if solution.report is None else f"{solution.report.method}, "
+    note = f"{method}{'' if solution.iterations is None else int(solution.iterations)} iterations"
+    yield Row(SUITE, f"{what}, relative marginal error", "", marginal_error(P, problem), target=Target(ours=WANTED), note=note)
+    for name, ways in PEERS.items():
+        try:
+            found = ways(problem, limit)
+        except ImportError as error:
+            yield Row(SUITE, f"{what}, ours / {name}", "ms", measure(lambda: ours, QUICK if quick else FULL).median, note=f"{name} skipped: {error}")
+            continue
+        far = gamma >= STEEP and name in SLOW_PEERS
+        for way in found:
+            yield _row(f"{what}, ours / {way.name}", ours, way, problem, Target(ratio=FAR if far else 1.0), quick)
+
+
+def _row(what: str, ours: Callable[[], object], way: Way, problem: Problem, target: Target, quick: bool) -> Row:
+    attempt = reach(way, problem)
+    if not attempt.arrived:
+        mine = measure(lambda: ours, QUICK if quick else FULL).median
+        return Row(SUITE, what, "ms", mine, 1e3 * attempt.seconds, note=f"it does not get there: {attempt}")
+    effort = QUICK if quick else next((effort for seconds, effort in EFFORTS if attempt.seconds <= seconds), SLOWEST)
+    comparison = compare(lambda: ours, lambda: lambda: way.solve(attempt.setting), effort)
+    return timed(SUITE, what, comparison, target, difference(as_tensor(ours()), as_tensor(attempt.found.P)), note=str(attempt))
+
+
+def reach(way: Way, problem: Problem) -> Attempt:
+    """The loosest of its settings that leads to the error wanted; else the last that was tried: a tighter one cannot help where the
+    iterations ran out."""
+    attempt = None
+    for setting in way.settings:
+        start = time.perf_counter()
+        found = way.solve(setting)
+        seconds = time.perf_counter() - start
+        attempt = Attempt(setting, found, marginal_error(found.P, problem), seconds)
+        if attempt.arrived or found.exhausted or math.isnan(attempt.error):
+            break
+    if attempt is None:
+        raise ValueError(f"{way.name} has no settings")
+    return attempt
