@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from declarative.solvers.wolfe import WolfeSearch
 
 _SCALING = 4.0
 _LEVEL = 0.01  # the marginal error at which γ may grow
-_PATIENCE = 200  # steps without an error that is 10 % smaller
+_PATIENCE = 500  # steps without an error that is 10 % smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ class DualLBFGS(Method):
             error = results.error(kernel.residual())
             better = (error < 0.9 * best) | ~way.arrived
             best, since = np.where(better, error, best), np.where(better, step, since)
-            stopped = (error <= results.inner) | (step - since > _PATIENCE) | descent.resting
+            settled = (best < 100 * torch.finfo(kernel.c.dtype).eps) & (step - since > 5)
+            stopped = (error <= results.inner) | settled | (step - since > _PATIENCE) | descent.resting
             done = (stopped & way.arrived) | ~np.isfinite(error)
             if step == goal.max_iterations:
                 done = np.ones_like(done)
@@ -140,4 +142,6 @@ class _Descent:
         kernel.v = logs.exp()
         kernel.settle()
         value = -(kernel.r * kernel.u.log()).sum((1, 2)) - (kernel.c * logs).sum((1, 2))
+        # Beyond its reach K says nothing: the search comes back, and absorbs before it goes on.
+        value = torch.where(torch.linalg.vector_norm(logs, math.inf, (1, 2)) <= reach(z.dtype), value, torch.inf)
         return value, -kernel.residual().squeeze(1) / self.root

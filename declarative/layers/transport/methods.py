@@ -38,9 +38,12 @@ class Method(ABC):
         Returns:
             What was found, in the problem's own orientation. A problem that no plan fits ends unconverged, in finite numbers.
         """
+        if problem.cost.shape[0] == 0:
+            none = torch.zeros_like(problem.gamma)
+            return Found(problem.cost, problem.rows, problem.columns, none, none.long(), none.bool())
         goal = Goal(type(self).__name__, tolerance, max_iterations, progress, problem.cost.shape[0])
         with torch.no_grad():
-            if problem.cost.shape[0] == 0 or problem.cost.shape[1] >= problem.cost.shape[2]:
+            if problem.cost.shape[1] >= problem.cost.shape[2]:
                 return self.run(problem, init, goal)
             found = self.run(problem.transposed, init and (init[1], init[0]), goal)
         return replace(found, plan=found.plan.mT, rows=found.columns, columns=found.rows)

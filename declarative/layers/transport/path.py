@@ -45,7 +45,7 @@ class Path:
         self.now, self.target = host(kernel.gamma).ravel().astype(float), host(results.target).astype(float)
         self.away = bool((self.now < self.target).any())
         self.ratio, self.last = np.full_like(self.now, 4.0), np.zeros_like(self.now)
-        self.base = self.limit = kernel.psi
+        self.base = self.limit = kernel.psi.expand_as(kernel.c)
         self.best, self.reached = np.full_like(self.now, np.inf), self.now
         mass = kernel.r.new_tensor(results.mass).view(-1, 1, 1)
         self.direction = Direction(results.goal.tolerance, mass)
