@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
 from declarative.layers.transport.plan import Call, Record, balance, complete, transport_plan
 from declarative.layers.transport.reading import Read, check, read
@@ -25,6 +26,7 @@ from declarative.solution import Solution, Status
 GRADIENTS = ("implicit", "approximate", "unrolled")
 ON_FAILURE = ("raise", "warn", "nan")
 INPUTS = ("cost", "affinity")
+_FAR = 1e3  # potentials farther apart than this many times the costs are no start
 
 
 class OptimalTransport(StatedTransport):
@@ -126,8 +128,8 @@ class OptimalTransport(StatedTransport):
         """
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*_present((M, r, c, gamma)), in_dims=in_dims)  # pyright: ignore[reportReturnType]
-        given, outputs, _ = self._find((M, r, c, gamma), mask, init, in_dims)
-        return given.shaped(outputs[0])
+        given, (plan, *_, converged), _ = self._find((M, r, c, gamma), mask, init, in_dims)
+        return given.shaped(self._marked(plan, converged))
 
     def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -151,8 +153,8 @@ class OptimalTransport(StatedTransport):
         found = self._potentials(given, phi, psi, call.record)
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
         fields = {
-            "y": plan,
-            "equality_multipliers": multipliers_of(found.rows, found.columns, given.gamma),
+            "y": self._marked(plan, converged),
+            "equality_multipliers": self._marked(multipliers_of(found.rows, found.columns, given.gamma), converged),
             "inequality_multipliers": none,
             "active": mask_none,
             "weakly_active": mask_none,
@@ -176,9 +178,9 @@ class OptimalTransport(StatedTransport):
         in_dims: InDims = 0,
     ) -> Potentials:
         """φ (…, m) and ψ (…, n), differentiable, with P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij)) and ⟨φ, r⟩ = ⟨ψ, c⟩."""
-        given, (_, phi, psi, *_), call = self._find((M, r, c, gamma), mask, init, in_dims)
+        given, (_, phi, psi, *_, converged), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
-        return Potentials(given.shaped(found.rows), given.shaped(found.columns))
+        return Potentials(*(given.shaped(self._marked(t, converged)) for t in (found.rows, found.columns)))
 
     def value(
         self,
@@ -199,13 +201,13 @@ class OptimalTransport(StatedTransport):
         return self._value(*self._find((M, r, c, gamma), None, None, 0, empty))
 
     def _value(self, given: Read, outputs: tuple[Tensor, ...], call: Call) -> Tensor:
-        plan, phi, psi, *_ = outputs
+        plan, phi, psi, *_, converged = outputs
         if self.gradient == "unrolled":
-            return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
+            return given.shaped(self._marked((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)), converged))
         rows, columns = balance(given.rows, given.columns)
         if call.record.empty:
             phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
-        return given.shaped(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi))
+        return given.shaped(self._marked(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi), converged))
 
     def _given(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None = None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
@@ -243,17 +245,24 @@ class OptimalTransport(StatedTransport):
         def solve(problem: Transport) -> Found:
             if not problem.gamma.shape[0]:
                 return Found(torch.zeros_like(problem.cost), problem.rows, problem.columns, problem.gamma, no_iterations(problem), problem.gamma > 0)
-            return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
+            init = None if start is None else _usable(start, problem)
+            return self.method.solve(problem, init, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
         def finish(found: Found) -> Found:
             return found if bool(found.converged.all()) or self.polish else self._failed(found, tolerance)
 
         return Call(prepare, solve, finish, self.gradient != "approximate", tolerance, self.max_iterations, record)
 
+    def _marked(self, result: Tensor, converged: Tensor) -> Tensor:
+        """NaN where the method failed, if that is what was asked for: added, so that what does not use these samples gets no NaN as gradient."""
+        if self.on_failure != "nan" or self.polish:
+            return result
+        return result + torch.where(converged, 0.0, torch.nan).to(result.dtype).reshape(-1, *[1] * (result.ndim - 1))
+
     def _failed(self, found: Found, tolerance: float) -> Found:
         bad = ~found.converged
         if self.on_failure == "nan":
-            return replace(found, plan=torch.where(bad[:, None, None], torch.nan, found.plan))
+            return found
         worst = float(found.error[bad].max())
         message = (
             f"{type(self).__name__}, by {type(self.method).__name__}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
@@ -296,3 +305,11 @@ def _read_init(init: Any, given: Read) -> tuple[Tensor, Tensor]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"init must be a Solution of this layer, Potentials or a pair (φ, ψ), got {type(init).__name__}")
     return given.flat("init φ", pair[0], given.rows.shape[1]), given.flat("init ψ", pair[1], given.columns.shape[1])
+
+
+def _usable(start: tuple[Tensor, Tensor], problem: Transport) -> tuple[Tensor, Tensor]:
+    """The start of each sample, without a constant; a cold one where it is not finite, or so large that rounding would change the costs."""
+    limit = _FAR * (spread(problem.cost).flatten() + 1 / problem.gamma).unsqueeze(1)
+    centred = [x - x.mean(1, keepdim=True) for x in start]
+    near = [torch.where((x.abs() <= limit).all(1, keepdim=True), x, 0.0) for x in centred]
+    return near[0], near[1]

@@ -6,7 +6,9 @@ With A_i = log r_i + γφ_i and B_j = log c_j + γψ_j the plan is P_ij = exp(A_
 
 and for a cotangent V of P, with K w = [(P∘V)1; (P∘V)ᵀ1] and U = P∘(V − w_r 1ᵀ − 1 w_cᵀ),
 
-    M̄ = −γU,   γ̄ = −⟨U, M⟩,   r̄ = w_r,   c̄ = w_c.
+    M̄ = −γU,   γ̄ = −⟨U, M⟩ = −⟨U, M − φ1ᵀ − 1ψᵀ⟩,   r̄ = w_r,   c̄ = w_c.
+
+φ and ψ stand in γ̄ for the digits that a large constant in M would cost, and in T likewise: then dA and dB lose φ dγ and ψ dγ.
 
 Where r_i = 0 the equation of row i is taken in the limit, divided by its mass: P_ij / r_i = c_j exp(γ(φ_i + ψ_j − M_ij)) (system.py).
 One linear system, one right-hand side; everything else is elementwise.
@@ -15,6 +17,7 @@ One linear system, one right-hand side; everything else is elementwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,6 +68,12 @@ class Call:
     record: Record = field(default_factory=Record)
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their factors, also where the caller works under autocast."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def balance(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Marginals of one mass, the mean of both: what gives derivatives with respect to r alone, or c alone, a meaning."""
     row_mass, column_mass = rows.sum(-1, keepdim=True), columns.sum(-1, keepdim=True)
@@ -106,7 +115,8 @@ class _Plan(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         problem = Transport(cost.detach(), rows.detach(), columns.detach(), gamma.detach())
-        found = call.finish(call.solve(call.prepare(problem)))
+        with full_precision(cost):
+            found = call.finish(call.solve(call.prepare(problem)))
         record = call.record
         record.factor, record.report.method = found.factor, found.method
         return found.plan, found.rows, found.columns, found.error, found.iterations, found.converged
@@ -127,7 +137,8 @@ class _Plan(torch.autograd.Function):
         at = Derivative(ctx.call, *(alive(t) for t in ctx.saved_tensors))
         if all(c is None for c in cotangents[:3]):
             return None, None, None, None, None
-        return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
+        with full_precision(at.plan):
+            return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -135,7 +146,8 @@ class _Plan(torch.autograd.Function):
         call, count = ctx.call, len(ctx.saved_tensors)
 
         def push(*operands: Any) -> tuple[Tensor, ...]:
-            return Derivative(call, *operands[:count]).push_forward(*operands[count:])
+            with full_precision(operands[0]):
+                return Derivative(call, *operands[:count]).push_forward(*operands[count:])
 
         return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), None, None, None
 
@@ -176,9 +188,10 @@ class Derivative:
             return system.solve(torch.cat([rows, columns], 1)).split([rows.shape[1], columns.shape[1]], 1)  # pyright: ignore[reportReturnType]
         return system.solve_pair(rows, columns)
 
-    def _finite_cost(self) -> Tensor:
-        """M, with 0 for forbidden pairs."""
-        return torch.where(torch.isinf(self.cost), 0.0, self.cost)
+    def _slack(self, phi: Tensor, psi: Tensor) -> Tensor:
+        """M − φ1ᵀ − 1ψᵀ, with 0 for forbidden pairs."""
+        forbidden = torch.isinf(self.cost)
+        return torch.where(forbidden, 0.0, torch.where(forbidden, 0.0, self.cost) - phi.unsqueeze(2) - psi.unsqueeze(1))
 
     def _conditionals(self) -> tuple[Tensor, Tensor]:
         """Π of the rows where r = 0, the share of each pair for one unit of mass, and of such columns; 0 elsewhere."""
@@ -186,8 +199,8 @@ class Derivative:
         empty_rows, empty_columns = rows.unsqueeze(2) == 0, columns.unsqueeze(1) == 0
         # The potential of what is empty is not free: it follows from the others.
         phi, psi = complete(self.cost, rows, columns, self.gamma, self.phi, self.psi)
-        gap = phi.unsqueeze(2) + psi.unsqueeze(1) - self._finite_cost()
-        density = torch.where(torch.isinf(self.cost) | ~(empty_rows | empty_columns), 0.0, (gap * self._scale).clamp_max(_BOUND).exp())
+        exponents = -self._slack(phi, psi) * self._scale
+        density = torch.where(torch.isinf(self.cost) | ~(empty_rows | empty_columns), 0.0, exponents.clamp_max(_BOUND).exp())
         return torch.where(empty_rows, density * columns.unsqueeze(1), 0.0), torch.where(empty_columns, density * rows.unsqueeze(2), 0.0)
 
     def pull_back(self, plan_bar: Tensor | None, phi_bar: Tensor | None, psi_bar: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -217,15 +230,10 @@ class Derivative:
             if wanted[0]:
                 found[0] = moved * -self._scale
             if wanted[3]:
-                found[3] = -(moved * self._finite_cost()).sum((1, 2)) - self._through_potentials(phi_bar, psi_bar)
+                found[3] = -(moved * self._slack(self.phi, self.psi)).sum((1, 2))
         if wanted[1] or wanted[2]:
             found[1], found[2] = self._to_marginals(w_rows, w_columns, side_rows, side_columns, phi_bar, psi_bar)
         return found
-
-    def _through_potentials(self, phi_bar: Tensor | None, psi_bar: Tensor | None) -> Tensor | float:
-        """φ = (A − log r)/γ moves with γ at fixed A and r."""
-        terms = [(bar * value).sum(1) for bar, value in ((phi_bar, self.phi), (psi_bar, self.psi)) if bar is not None]
-        return sum(terms, start=torch.zeros(())) / self.gamma if terms else 0.0
 
     def _to_marginals(
         self,
@@ -253,7 +261,7 @@ class Derivative:
         if cost_dot is not None:
             total = total + cost_dot * self._scale
         if gamma_dot is not None:
-            total = total + self._finite_cost() * gamma_dot[:, None, None]
+            total = total + self._slack(self.phi, self.psi) * gamma_dot[:, None, None]
         weighted = plan * total
         side_rows, side_columns = r_dot + weighted.sum(2), c_dot + weighted.sum(1)
         if self.call.constrained:
@@ -268,8 +276,6 @@ class Derivative:
         rows, columns = balance(*self.given)
         phi_dot = a_dot - torch.where(rows > 0, r_dot / torch.where(rows > 0, rows, 1.0), 0.0)
         psi_dot = b_dot - torch.where(columns > 0, c_dot / torch.where(columns > 0, columns, 1.0), 0.0)
-        if gamma_dot is not None:
-            phi_dot, psi_dot = phi_dot - self.phi * gamma_dot.unsqueeze(1), psi_dot - self.psi * gamma_dot.unsqueeze(1)
         return plan_dot, phi_dot / gamma, psi_dot / gamma
 
     def _balanced_tangents(self, rows_dot: Tensor | None, columns_dot: Tensor | None) -> tuple[Tensor, Tensor]:

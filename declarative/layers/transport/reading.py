@@ -159,6 +159,8 @@ def check(problem: Transport, name: str, *, marginals: bool = True, apart: float
     if marginals:
         _check_marginals(problem, apart)
     if forbidden:
+        if not marginals:
+            _refuse(problem.rows.sum(1) == 0, "every pair is forbidden (mask)", problem.rows)
         open_pairs = ~torch.isinf(cost)
         for label, marginal, other, dim in (("row", problem.rows, problem.columns.unsqueeze(1), 2), ("column", problem.columns, problem.rows.unsqueeze(2), 1)):
             stuck = (marginal > 0) & ~(open_pairs & (other > 0)).any(dim)
