@@ -15,16 +15,17 @@ from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
 from declarative.layers.transport.plan import Call, Record, balance, complete, transport_plan
-from declarative.layers.transport.reading import Read, check, read
+from declarative.layers.transport.reading import Read, check, positive, read
 from declarative.layers.transport.stated import Potentials, StatedTransport, multipliers_of, stationarity
 from declarative.layers.transport.statement import Found, Transport, no_iterations
 from declarative.layers.transport.unrolled import unrolled_plan
 from declarative.layers.transport.value import transport_value
 from declarative.node import InDims
 from declarative.solution import Solution, Status
+from declarative.solvers.base import ON_FAILURE_CHOICES
+from declarative.solvers.iterative import Progress
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
-ON_FAILURE = ("raise", "warn", "nan")
 INPUTS = ("cost", "affinity")
 _FAR = 1e3  # potentials farther apart than this many times the costs are no start
 
@@ -43,11 +44,12 @@ class OptimalTransport(StatedTransport):
         tolerance: of the relative marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr. None: 1e-10 in float64, 1e-5 in float32.
         max_iterations: of the method.
         gradient: "implicit": that of the solution. "approximate": with the potentials held fixed, as if there were no constraints.
-            "unrolled": through Sinkhorn's iterations, whose memory grows with them.
+            "unrolled": through Sinkhorn's iterations from a cold start, whose memory grows with them; `method`, `init` and `progress` play no
+            part then.
         on_failure: what to do about samples whose error stays above the tolerance: "warn" (a `SolverWarning`; their gradient is
             that of a problem with slightly different marginals), "raise" a `SolverError`, or "nan".
         input: "cost": the input is M. "affinity": the input is Q ≥ 0 with M = −log Q; 0 forbids a pair.
-        progress: called with a line of text now and then, `print` for example, or a function of (iteration, error).
+        progress: called with a `declarative.solvers.Progress` now and then: `print`, for example.
 
     Shapes:
         M (…, m, n); r (…, m), c (…, n), nonnegative and of the same mass, uniform where None; γ (…,). Leading dimensions
@@ -81,23 +83,22 @@ class OptimalTransport(StatedTransport):
         gradient: str = "implicit",
         on_failure: str = "warn",
         input: str = "cost",  # noqa: A002
-        progress: Callable[..., Any] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(gamma, Tensor):
-            if isinstance(gamma, bool) or not isinstance(gamma, int | float):
-                raise TypeError(f"gamma must be a number or a tensor, got {type(gamma).__name__}")
-            if not 0 < gamma < float("inf"):
-                raise ValueError(f"gamma must be positive and finite, got {gamma}")
-        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE), ("input", input, INPUTS)):
+            positive("OptimalTransport: gamma", gamma)
+        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE_CHOICES), ("input", input, INPUTS)):
             if value not in choices:
                 raise ValueError(f"OptimalTransport({name}=...) must be one of {choices}, got {value!r}")
         if method is not None and not isinstance(method, Method):
-            raise TypeError(f"method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
+            raise TypeError(f"OptimalTransport: method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
         if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
-            raise ValueError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
+            raise ValueError(f"OptimalTransport: tolerance must be a number between 0 and 1, got {tolerance!r}")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-            raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+            raise ValueError(f"OptimalTransport: max_iterations must be a positive int, got {max_iterations!r}")
+        if progress is not None and not callable(progress):
+            raise TypeError(f"OptimalTransport: progress must be a function of a Progress, such as print, got {progress!r}")
         if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
             self.register_buffer("gamma", gamma)
         else:
@@ -235,7 +236,7 @@ class OptimalTransport(StatedTransport):
         apart = torch.inf if self.polish else given.mass_tolerance
 
         def prepare(problem: Transport) -> Transport:
-            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
+            check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)

@@ -43,7 +43,6 @@ class Record:
 
     factor: Tensor | None = None
     empty: bool = False
-    forbidden: bool = False
     report: DerivativeReport = field(default_factory=DerivativeReport)
 
 

@@ -13,7 +13,7 @@ from declarative.errors import name_samples
 from declarative.layers.transport.statement import Transport
 
 _HALF = (torch.float16, torch.bfloat16)
-MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+_MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 _HALF_MASS = 1e-2
 
 
@@ -47,15 +47,16 @@ class Read:
 
     def flat(self, name: str, tensor: Any, size: int) -> Tensor:
         """A warm start (…, size) as (b, size)."""
-        tensor = _tensor(name, tensor.to(self.cost) if isinstance(tensor, Tensor) and tensor.dtype == self.dtype else tensor, self.cost)
-        if tensor.ndim < 1 or tensor.shape[-1] != size:
-            raise ValueError(f"{name} must have shape (…, {size}), got {tuple(tensor.shape)}")
-        return tensor.detach().expand((*self.lead, size)).reshape(-1, size)
+        tensor = _marginal(name, tensor.to(self.cost) if isinstance(tensor, Tensor) and tensor.dtype == self.dtype else tensor, self.cost, size).detach()
+        try:
+            return tensor.expand((*self.lead, size)).reshape(-1, size)
+        except RuntimeError as error:
+            raise ValueError(f"{name} must broadcast to {(*self.lead, size)}, got {tuple(tensor.shape)}") from error
 
 
 def mass_tolerance(dtype: torch.dtype) -> float:
     """How far, relatively, the masses of r and c may differ."""
-    return _HALF_MASS if dtype in _HALF else MASS
+    return _HALF_MASS if dtype in _HALF else _MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
@@ -102,12 +103,21 @@ def _count(lead: Sequence[int]) -> int:
 def _tensor(name: str, value: Any, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
         return torch.full((), value, dtype=like.dtype, device=like.device)
     if value.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {value.dtype}, the costs have {like.dtype}; convert one of them")
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device}, the costs are on {like.device}")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """A number between 0 and ∞, or an error."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
     return value
 
 
@@ -125,6 +135,10 @@ def _masked(cost: Tensor, mask: Any, m: int, n: int) -> Tensor:
         raise TypeError(f"mask must be a bool tensor (…, {m}, {n}), True where something may be sent, got {getattr(mask, 'dtype', type(mask).__name__)}")
     if mask.ndim < 2 or mask.shape[-2:] != (m, n):
         raise ValueError(f"mask must have shape (…, {m}, {n}), got {tuple(mask.shape)}")
+    try:
+        torch.broadcast_shapes(mask.shape, cost.shape)
+    except RuntimeError as error:
+        raise ValueError(f"the leading dimensions of mask {tuple(mask.shape)} and of the costs {tuple(cost.shape)} do not broadcast") from error
     return torch.where(mask, cost, torch.inf)
 
 
@@ -137,8 +151,8 @@ def _uniform(mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
     return kept / kept.sum(-1, keepdim=True).clamp_min(1)
 
 
-def check(problem: Transport, name: str, *, marginals: bool = True, apart: float = 0.0) -> bool:
-    """A ValueError for numbers that state no problem, naming samples. Returns whether some pairs are forbidden.
+def check(problem: Transport, name: str, *, marginals: bool, apart: float) -> None:
+    """A ValueError for numbers that state no problem, naming samples.
 
     Args:
         problem: in numbers.
@@ -148,7 +162,7 @@ def check(problem: Transport, name: str, *, marginals: bool = True, apart: float
     """
     cost, gamma = problem.cost, problem.gamma
     if not gamma.numel():
-        return False
+        return
     low, high = torch.aminmax(cost)
     least, most = torch.aminmax(gamma)
     forbidden = float(high) == torch.inf
@@ -166,7 +180,6 @@ def check(problem: Transport, name: str, *, marginals: bool = True, apart: float
             stuck = (marginal > 0) & ~(open_pairs & (other > 0)).any(dim)
             places = [i.nonzero().flatten().tolist() for i in stuck]
             _refuse(stuck.any(1), f"a {label} has mass and nowhere to go (mask or +inf costs)", marginal, places)
-    return forbidden
 
 
 def _check_marginals(problem: Transport, apart: float) -> None:
