@@ -73,8 +73,18 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
-    """Raise for torch.func.vmap and forward mode around a loop that looks at its numbers."""
+def reject_mapped_and_dual(
+    what: str,
+    *tensors: Tensor,
+    batch: str = "the batch dimension that every node has (in_dims says which inputs have it)",
+    otherwise: str = "differentiation=Implicit()",
+) -> None:
+    """Raise for torch.func.vmap and forward mode around a loop that looks at its numbers.
+
+    Args:
+        what: the loop.
+        batch, otherwise: what to use instead, for messages.
+    """
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     stack = functorch.get_interpreter_stack() or []
     forward = {level.level() for level in stack if level.key() == functorch.TransformType.Jvp}
@@ -82,14 +92,11 @@ def reject_mapped_and_dual(what: str, *tensors: Tensor) -> None:
         dual = forward_ad._current_level >= 0 and tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None
         while is_wrapped(tensor):
             if functorch.is_batchedtensor(tensor):
-                raise NotImplementedError(
-                    f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use the batch dimension that every node has "
-                    "(in_dims says which inputs have it), or differentiation=Implicit()"
-                )
+                raise NotImplementedError(f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use {batch}, or {otherwise}")
             dual = dual or functorch.maybe_get_level(tensor) in forward
             tensor = functorch.get_unwrapped(tensor)
         if dual:
-            raise NotImplementedError(f"{what} has no forward mode (jvp, jacfwd): use reverse mode (torch.func.jacrev), or differentiation=Implicit()")
+            raise NotImplementedError(f"{what} has no forward mode (jvp, jacfwd): use reverse mode (torch.func.jacrev), or {otherwise}")
 
 
 def is_differentiated(*tensors: Tensor) -> bool:

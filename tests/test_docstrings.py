@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import declarative
-from declarative import DeclarativeNode, projections, solvers, structure
+from declarative import DeclarativeNode, layers, projections, solvers, structure
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 
@@ -42,12 +42,15 @@ def examples():
 
 
 EXAMPLES = examples()
+MODULES = sorted((m.name for m in pkgutil.walk_packages(declarative.__path__, "declarative.")), key=len, reverse=True)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name):
     test = EXAMPLES[name]
-    modules = (declarative, solvers, structure, projections)
+    # What a user would import; then what the example's own module calls by the same name.
+    owner = importlib.import_module(next(m for m in MODULES if name.startswith(m + ".")))
+    modules = (layers, declarative, solvers, structure, projections, owner)
     test.globs = {key: value for module in modules for key, value in vars(module).items() if key[0].isalpha()} | {"torch": torch}
     if not name.startswith("declarative.projections"):
         test.globs["Projection"] = Projection

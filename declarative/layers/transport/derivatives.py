@@ -1,12 +1,12 @@
 """Derivatives of entropic transport between clouds, of every order, in the memory of one tile.
 
-    V = min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j),   M_ij = cost(x_i, y_j),   P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij))
+    V = min_P ⟨P, M⟩ + (1/γ) Σ_ij P_ij log(P_ij / r_i c_j),   M_ij = cost(x_i, y_j),   P_ij = r_i c_j K_ij,   K_ij = exp(γ(φ_i + ψ_j − M_ij))
 
 An iteration finds the potentials as numbers. Three rules make them, and V, differentiable, each by sums over pairs:
 
-* V is the maximum over (φ, ψ) of ⟨r, φ⟩ + ⟨c, ψ⟩ − (1/γ)(Σ_ij P_ij − (Σr + Σc)/2). Its derivative is that of this expression with the
-  potentials held fixed, and then the potentials are functions again: so the next derivative is right too.
-* φ_i = −(1/γ) log Σ_j c_j exp(γ(ψ_j − M_ij)): plain torch.
+* ∂V/∂(r, c, M) = (φ − 1/2γ, ψ − 1/2γ, P), ∂V/∂γ = −(1/γ) Σ_ij P_ij (φ_i + ψ_j − M_ij), where the potentials are functions in turn: so the next
+  derivative is right, too.
+* φ_i = −(1/γ) log Σ_j c_j exp(γ(ψ_j − M_ij)).
 * ψ solves F = Pᵀ1 − c = 0 with this φ in P. ∂F/∂ψ = γS, S = diag(Pᵀ1) − Pᵀ diag(P1)⁻¹ P, and conjugate gradients solve with S.
 """
 
@@ -21,119 +21,37 @@ import torch
 from torch import Tensor
 
 from declarative.errors import SolverWarning
-from declarative.layers.transport.multiscale import Potentials
-from declarative.layers.transport.pairs import PairSum, one_by_one
-from declarative.layers.transport.tiles import Cloud, Ground, block_of
+from declarative.layers.transport.pair_kernel import PairKernel
+from declarative.layers.transport.pairs import one_by_one
+from declarative.layers.transport.tiles import Cloud
 from declarative.structure.base import Operator, invert
 from declarative.transforms import alive, is_differentiated
 
 _STEPS = 500  # of conjugate gradients, at most
 
 
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """K_ij = exp(γ(φ_i + ψ_j − M_ij)) as a differentiable function, tile by tile, and the potentials that were found.
-
-    Args:
-        dtype: of the exponentials; the rest is float64.
-        bounded: weights of both clouds are zero or so small that their pairs, of no weight, could overflow.
-        empty: some of c are zero.
-        tolerance: of solves, relative.
-        found: numbers.
-        symmetric: both clouds are one.
-    """
-
-    ground: Ground
-    dtype: torch.dtype
-    tile: int | None
-    bounded: bool
-    empty: bool
-    tolerance: float
-    found: Potentials
-    symmetric: bool
-
-    def _exponents(self, left: Tensor, right: Tensor, gamma: Tensor) -> Tensor:
-        exponents = self.ground.exponents(left, right, gamma)
-        return exponents.clamp(max=80.0) if self.bounded else exponents
-
-    def _sum(self, function: Callable[..., Tensor], inputs: str, outputs: str, *tensors: Tensor) -> Tensor:
-        columns = next(t.shape[0] for t, kind in zip(tensors, inputs, strict=True) if kind == "c")
-        return PairSum(lambda *t: (function(*t),), inputs, outputs, block_of(columns, self.tile))(*tensors)[0]
-
-    def features(self, x: Tensor, phi: Tensor, y: Tensor, psi: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the exponents are made of."""
-        return self.ground.rows(x, phi, gamma), self.ground.columns(y, psi, gamma), gamma
-
-    def times(self, features: tuple[Tensor, Tensor, Tensor], columns: Tensor) -> Tensor:
-        """K · columns, (m, k) -> (n, k)"""
-
-        def product(left: Tensor, right: Tensor, gamma: Tensor, columns: Tensor) -> Tensor:
-            return self._exponents(left, right, gamma).to(self.dtype).exp() @ columns
-
-        return self._sum(product, "rcsc", "r", *features, columns.to(self.dtype)).double()
-
-    def transposed_times(self, features: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> Tensor:
-        """Kᵀ · rows, (n, k) -> (m, k)"""
-
-        def product(left: Tensor, right: Tensor, gamma: Tensor, rows: Tensor) -> Tensor:
-            return self._exponents(left, right, gamma).to(self.dtype).exp().mT @ rows
-
-        return self._sum(product, "rcsr", "c", *features, rows.to(self.dtype)).double()
-
-    def costs(self, x: Tensor, phi: Tensor, y: Tensor, psi: Tensor, gamma: Tensor, columns: Tensor) -> Tensor:
-        """(K ∘ M) · columns, (m,) -> (n,)"""
-
-        def product(left: Tensor, right: Tensor, gamma: Tensor, phi: Tensor, psi: Tensor, columns: Tensor) -> Tensor:
-            exponents = self._exponents(left, right, gamma)
-            costs = phi.unsqueeze(1) + psi - exponents / gamma
-            return (exponents.to(self.dtype).exp() * costs.to(self.dtype)) @ columns
-
-        return self._sum(product, "rcsrcc", "r", *self.features(x, phi, y, psi, gamma), phi, psi, columns.to(self.dtype)).double()
-
-    def soft_rows(self, x: Tensor, y: Tensor, psi: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
-        """φ of this ψ, (n,)."""
-        start = self.found.rows
-        return start - self.times(self.features(x, start, y, psi, gamma), columns.unsqueeze(1)).squeeze(1).log() / gamma
-
-    def soft_columns(self, x: Tensor, y: Tensor, phi: Tensor, rows: Tensor, gamma: Tensor) -> Tensor:
-        """ψ of this φ, (m,)."""
-        start = self.found.columns
-        return start - self.transposed_times(self.features(x, phi, y, start, gamma), rows.unsqueeze(1)).squeeze(1).log() / gamma
-
-    def share(self, x: Tensor, y: Tensor, psi: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-        """diag(P1)⁻¹ P · side, (m, k) -> (n, k), and r_i / Σ_j c_j K_ij, (n, 1), for P whose φ is that of this ψ."""
-        features = self.features(x, self.found.rows, y, psi, gamma)
-        weight = columns.unsqueeze(1)
-        image = self.times(features, torch.cat([weight, weight * side], 1))
-        return image[:, 1:] / image[:, :1], rows.unsqueeze(1) / image[:, :1]
-
-
-def potentials(kernel: Kernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """(φ, ψ) as functions of everything; numbers where nothing is differentiated."""
-    if not is_differentiated(x, y, rows, columns, gamma):
-        return kernel.found.rows, kernel.found.columns
-    psi = _Columns.apply(kernel, x, y, rows, columns, gamma)
-    phi = kernel.soft_rows(x, y, psi, columns, gamma)
-    if kernel.empty:
-        # F says nothing of columns without weight; the soft minimum does.
-        psi = torch.where(columns > 0, psi, kernel.soft_columns(x, y, phi, rows, gamma))
-    return phi, psi
-
-
-def value(kernel: Kernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
+def value(kernel: PairKernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
     """V, ()."""
-    return _Value.apply(kernel, x, y, rows, columns, gamma)
+    return _Value.apply(kernel, x, y, rows, columns, gamma)  # pyright: ignore[reportReturnType]
 
 
-def loss(kernel: Kernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
+def loss(kernel: PairKernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
     """⟨P, M⟩, ()."""
     phi, psi = potentials(kernel, x, y, rows, columns, gamma)
-    return rows @ kernel.costs(x, phi, y, psi, gamma, columns)
+    return rows @ kernel.costs(kernel.features(x, y, gamma, phi, psi), phi, psi, columns)
+
+
+def potentials(kernel: PairKernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """(φ, ψ) as functions of everything, up to a common constant; numbers where nothing is differentiated."""
+    if not is_differentiated(x, y, rows, columns, gamma):
+        return kernel.found.rows, kernel.found.columns
+    return _Potentials.apply(kernel, x, y, rows, columns, gamma)  # pyright: ignore[reportReturnType]
 
 
 class _Value(torch.autograd.Function):
     @staticmethod
-    def forward(kernel: Kernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(kernel: PairKernel, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
+        # One of the potentials is the soft minimum of the other, so this is the dual value: errors enter squared.
         return rows @ kernel.found.rows + columns @ kernel.found.columns
 
     @staticmethod
@@ -143,54 +61,81 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kernel: Kernel = ctx.kernel
-        inputs = tuple(alive(t) for t in ctx.saved_tensors)
+        kernel: PairKernel = ctx.kernel
+        x, y, rows, columns, gamma = inputs = tuple(alive(t) for t in ctx.saved_tensors)
         phi, psi = potentials(kernel, *inputs)
-
-        def dual(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
-            mass = rows @ kernel.times(kernel.features(x, phi, y, psi, gamma), columns.unsqueeze(1)).squeeze(1)
-            return rows @ phi + columns @ psi - (mass - (rows.sum() + columns.sum()) / 2) / gamma
-
-        needed = list(ctx.needs_input_grad[1:])
-        doubled = kernel.symmetric
-        if doubled:
-            # Both arguments are the same tensor, and V does not change when they change places.
-            needed[1] = needed[3] = False
-        gradients = _pull_back(dual, inputs, needed, cotangent)
-        return None, *(2 * g if doubled and k in (0, 2) and g is not None else g for k, g in enumerate(gradients))
+        need_x, need_y, need_rows, need_columns, need_gamma = ctx.needs_input_grad[1:]
+        # x and y are the same points if the problem is symmetric, and V does not change when they change places.
+        doubled = kernel.symmetric and need_x
+        need_y = need_y and not doubled
+        points: tuple[Tensor | None, ...] = (None, None, None)
+        if need_x or need_y or need_gamma:
+            wanted = (0, 1, 2) if need_gamma else (0,) * need_x + (1,) * need_y
+            made: Any = torch.func.vjp(lambda x, y, gamma: kernel.features(x, y, gamma, phi, psi), x, y, gamma)
+            features, back = made
+            pulled = kernel.pull_times(features, columns.unsqueeze(1), -(cotangent / gamma) * rows.unsqueeze(1), wanted)
+            sides = dict(zip(wanted, pulled, strict=True))
+            points = back(tuple(sides[k] if k in sides else torch.zeros_like(t) for k, t in enumerate(features)))
+        x_bar, y_bar, gamma_bar = (t if need else None for t, need in zip(points, (need_x, need_y, need_gamma), strict=True))
+        rows_bar = cotangent * (phi - 0.5 / gamma) if need_rows else None
+        columns_bar = cotangent * (psi - 0.5 / gamma) if need_columns else None
+        return None, 2 * x_bar if doubled and x_bar is not None else x_bar, y_bar, rows_bar, columns_bar, gamma_bar
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return one_by_one(_Value, info, in_dims, inputs)
 
 
-class _Columns(torch.autograd.Function):
-    """ψ of F(ψ) = 0."""
+class _Potentials(torch.autograd.Function):
+    @staticmethod
+    def forward(kernel: PairKernel, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
+        return kernel.found.rows.clone(), kernel.found.columns.clone()
 
     @staticmethod
-    def forward(kernel: Kernel, *inputs: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
-        return kernel.found.columns.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.kernel = inputs[0]
-        ctx.save_for_backward(output, *inputs[1:])
+        ctx.save_for_backward(*output, *inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kernel: Kernel = ctx.kernel
-        psi, *inputs = (alive(t) for t in ctx.saved_tensors)
-        adjoint = invert(Reduced(kernel, (*(t.unsqueeze(0) for t in (*inputs, psi)),)), cotangent[None, :, None])[0]
+    def backward(ctx: Any, phi_bar: Tensor, psi_bar: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kernel: PairKernel = ctx.kernel
+        phi, psi, *inputs = (alive(t) for t in ctx.saved_tensors)
+        x, y, rows, columns, gamma = inputs
+        needed = ctx.needs_input_grad[1:]
+        beside: list[Tensor | None] = [None] * 5
+        if kernel.empty:
+            # F says nothing of columns without weight; there ψ is the soft minimum of φ.
+            own, psi_bar = torch.where(columns > 0, 0.0, psi_bar), torch.where(columns > 0, psi_bar, 0.0)
+
+            def soft(x: Tensor, y: Tensor, rows: Tensor, gamma: Tensor, phi: Tensor) -> Tensor:
+                return kernel.soft_columns(x, y, rows, gamma, phi)
+
+            beside[0], beside[1], beside[2], beside[4], more = _pull_back(soft, (x, y, rows, gamma, phi), (*needed[:3], needed[4], True), own)
+            phi_bar = phi_bar + more  # pyright: ignore[reportOperatorIssue]
+        # ∂φ_i/∂ψ_j = −P_ij / r_i
+        side = psi_bar - columns * kernel.transposed_times(kernel.features(x, y, gamma, phi, psi), phi_bar.unsqueeze(1)).squeeze(1)
+        adjoint = invert(Reduced(kernel, tuple(t.unsqueeze(0) for t in (*inputs, psi))), side[None, :, None])[0]
 
         def pairing(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> Tensor:
-            shared, _ = kernel.share(x, y, psi, rows, columns, gamma, adjoint)
-            return (columns @ adjoint - rows @ shared).squeeze(0) / gamma
+            """⟨φ̄, φ⟩ − ⟨adjoint, F⟩ / γ at this ψ."""
+            mass, image = _share(kernel, (x, y, columns, gamma, psi), adjoint)
+            found = kernel.found.rows - mass.log().squeeze(1) / gamma
+            return phi_bar @ found + (columns @ adjoint - rows @ image).squeeze(0) / gamma
 
-        return None, *_pull_back(pairing, inputs, ctx.needs_input_grad[1:], cotangent.new_ones(()))
+        gradients = _pull_back(pairing, inputs, needed, torch.ones_like(gamma))
+        return None, *(g if b is None or g is None else g + b for g, b in zip(gradients, beside, strict=True))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return one_by_one(_Columns, info, in_dims, inputs)
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return one_by_one(_Potentials, info, in_dims, inputs)
+
+
+def _share(kernel: PairKernel, at: tuple[Tensor, ...], side: Tensor) -> tuple[Tensor, Tensor]:
+    """Z_i = Σ_j c_j K_ij (n, 1), with the φ that was found in K, and diag(P1)⁻¹ P · side, (m, k) -> (n, k), of the φ that belongs to this ψ."""
+    x, y, columns, gamma, psi = at
+    weight = columns.unsqueeze(1)
+    image = kernel.times(kernel.features(x, y, gamma, kernel.found.rows, psi), torch.cat([weight, weight * side], 1))
+    return image[:, :1], image[:, 1:] / image[:, :1]
 
 
 def _pull_back(function: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], cotangent: Tensor) -> list[Tensor | None]:
@@ -218,7 +163,7 @@ class Reduced(Operator):
         numbers: x, y, r, c, γ and ψ, each with a leading dimension of 1.
     """
 
-    kernel: Kernel
+    kernel: PairKernel
     numbers: tuple[Tensor, ...]
 
     @property
@@ -238,15 +183,16 @@ class Reduced(Operator):
 
     def matmul_columns(self, columns: Tensor) -> Tensor:
         x, y, r, c, gamma, psi = (t[0] for t in self.numbers)
-        v, weight = columns[0], c.unsqueeze(1)
-        shared, scaled = self.kernel.share(x, y, psi, r, c, gamma, v)
-        image = self.kernel.transposed_times(self.kernel.features(x, self.kernel.found.rows, y, psi, gamma), torch.cat([scaled, scaled * shared], 1))
-        return (weight * (image[:, :1] * v - image[:, 1:] + c @ v / c.sum())).unsqueeze(0)
+        kernel, v = self.kernel, columns[0]
+        mass, image = _share(kernel, (x, y, c, gamma, psi), v)
+        scaled = r.unsqueeze(1) / mass
+        back = kernel.transposed_times(kernel.features(x, y, gamma, kernel.found.rows, psi), torch.cat([scaled, scaled * image], 1))
+        return (c.unsqueeze(1) * (back[:, :1] * v - back[:, 1:] + c @ v / c.sum())).unsqueeze(0)
 
     def solve_columns(self, columns: Tensor) -> Tensor:
         x, y, r, c, gamma, psi = (t[0] for t in self.numbers)
         kernel = self.kernel
-        cloud = Cloud(kernel.ground, x, y, r, c, gamma, kernel.tile)
+        cloud = Cloud(kernel.ground, x, y, r, c, gamma, kernel.tile, kernel.found.near)
         phi, sums = cloud.sweep(kernel.found.rows, psi, kernel.dtype)
 
         def product(v: Tensor) -> Tensor:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from declarative.layers.transport.kernel import Kernel, kernel_of, reach, spread
+from declarative.layers.transport.kernel import Kernel, kernel_of, reach
 from declarative.layers.transport.methods import Goal, Method, Potentials
-from declarative.layers.transport.results import Results
+from declarative.layers.transport.results import Results, host
+from declarative.layers.transport.sinkhorn import Way, start
 from declarative.layers.transport.statement import Found, Transport
 from declarative.solvers.lbfgs import inverse_product, remember
 from declarative.solvers.wolfe import WolfeSearch
 
-_START = 50.0  # γ · range(M) from which γ grows
 _SCALING = 4.0
 _LEVEL = 0.01  # the marginal error at which γ may grow
-_PATIENCE = 200  # steps without an error that is 10 % smaller
+_PATIENCE = 500  # steps without an error that is 10 % smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +54,30 @@ class DualLBFGS(Method):
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "L-BFGS on the dual")
-        target = problem.gamma[:, None, None]
-        gamma = target if init is not None else torch.minimum(target, _START / spread(problem.cost))
-        kernel = kernel_of(problem, None if init is None else init[1], gamma)
-        kernel.sweep(2)
-        descent = _Descent(kernel, self.memory)
-        best, waited = torch.full_like(problem.mass, torch.inf), torch.zeros_like(problem.mass)
+        scaling = 1.0 if init is not None else _SCALING
+        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling))
+        descent, way = _Descent(kernel, self.memory), Way(kernel, results, scaling)
+        best, since = np.full(results.mass.shape, np.inf), np.zeros(results.mass.shape)
         for step in range(goal.max_iterations + 1):
-            error = results.error(kernel)
-            if step:
-                goal.report(step, error)
-            arrived = (kernel.gamma >= target).flatten()
-            better = (error < 0.9 * best) | ~arrived
-            best, waited = torch.where(better, error, best), torch.where(better, 0.0, waited + 1)
-            done = (error <= results.inner) & arrived | ~torch.isfinite(error) | (waited > _PATIENCE) | (descent.resting & arrived)
+            error = results.error(kernel.residual())
+            better = (error < 0.9 * best) | ~way.arrived
+            best, since = np.where(better, error, best), np.where(better, step, since)
+            settled = (best < 100 * torch.finfo(kernel.c.dtype).eps) & (step - since > 5)
+            stopped = (error <= results.inner) | settled | (step - since > _PATIENCE) | descent.resting
+            done = (stopped & way.arrived) | ~np.isfinite(error)
             if step == goal.max_iterations:
-                done = torch.ones_like(done)
-            if bool(done.any()):
-                if not bool(arrived[done].all()):
-                    kernel.grow(torch.where(done[:, None, None], target, kernel.gamma))
+                done = np.ones_like(done)
+            if done.any():
+                way.arrive(done)
                 keep = results.finish(kernel, done, step, None)
                 if keep is None:
-                    return results.found()
-                kernel, target, best, waited = kernel.select(keep), target[keep], best[keep], waited[keep]
+                    break
+                kernel = kernel.select(keep)
                 descent.select(kernel, keep)
-                error, arrived = error[keep], arrived[keep]
-            ready = ~arrived & ((error < _LEVEL) | descent.resting)
-            if bool(ready.any()):
-                kernel.grow(torch.where(ready[:, None, None], torch.minimum(kernel.gamma * _SCALING, target), kernel.gamma))
-                descent.forget(ready)
+                way.select(kernel, keep)
+                error, best, since = error[~done], best[~done], since[~done]
+            goal.report(step, error)
+            descent.forget(way.advance((error < _LEVEL) | descent.resting, step))
             descent.step(step)
         return results.found()
 
@@ -89,57 +86,62 @@ class _Descent:
     """The running samples' histories, in z = √c · log v: in these variables the curvature is that of I − AᵀA with ‖A‖ ≤ 1."""
 
     def __init__(self, kernel: Kernel, memory: int) -> None:
-        self.kernel, self.root = kernel, kernel.c.squeeze(2).sqrt()
+        kernel.sweep(2)
+        self.kernel, self.root = kernel, kernel.c.squeeze(1).sqrt()
         b, n = self.root.shape
         zeros = self.root.new_zeros
         self.state = {
-            "gradient": torch.zeros_like(self.root),
-            "y": torch.zeros_like(self.root),
+            "gradient": zeros(b, n),
+            "y": zeros(b, n),
             "steps": zeros(b, memory, n),
             "changes": zeros(b, memory, n),
             "products": zeros(b, memory, memory),
             "valid": torch.zeros(b, memory, dtype=torch.bool, device=self.root.device),
             "scale": torch.ones_like(self.root[:, 0]),
         }
-        self.resting = torch.zeros_like(self.root[:, 0], dtype=torch.bool)
+        self.resting = np.zeros(b, dtype=bool)
 
     def select(self, kernel: Kernel, index: Tensor) -> None:
-        self.kernel, self.root, self.resting = kernel, self.root[index], self.resting[index]
+        self.kernel, self.root, self.resting = kernel, self.root[index], self.resting[index.cpu().numpy()]
         self.state = {name: x[index] for name, x in self.state.items()}
 
-    def forget(self, changed: Tensor) -> None:
+    def forget(self, changed: np.ndarray) -> None:
         """These samples have another γ."""
-        self.state["valid"] = self.state["valid"] & ~changed.unsqueeze(1)
-        self.state["scale"] = torch.where(changed, 1.0, self.state["scale"])
+        if changed.any():
+            mask = torch.from_numpy(changed).to(self.root.device)
+            self.state["valid"] = self.state["valid"] & ~mask.unsqueeze(1)
+            self.state["scale"] = torch.where(mask, 1.0, self.state["scale"])
 
     def step(self, iteration: int) -> None:
         """One step of each sample; `resting` are those that no length takes further."""
         kernel, state = self.kernel, self.state
-        if not bool(kernel.v.log().abs().amax() <= 0.5 * reach(kernel.v.dtype)):
+        if float(kernel.v.log().abs().amax()) > 0.5 * reach(kernel.v.dtype):
             kernel.absorb(kernel.full_psi(), kernel.gamma)
-        start = kernel.v.log().squeeze(2) * self.root
-        value, gradient = self._at(start)
-        state |= {"y": start, "gradient": gradient}
+        here = kernel.v.log().squeeze(1) * self.root
+        value, gradient = self._at(here)
+        state |= {"y": here, "gradient": gradient}
         direction = -inverse_product(state, iteration)
         slope = (gradient * direction).sum(1)
         remembers = state["valid"].any(1) & torch.isfinite(slope) & (slope < 0)
         direction = torch.where(remembers.unsqueeze(1), direction, -state["scale"].unsqueeze(1) * gradient)
-        eps = torch.finfo(start.dtype).eps
-        noise = 4 * eps * ((start.abs() * self.root).sum(1) + (kernel.r * kernel.u.log()).abs().sum((1, 2)))
-        search = WolfeSearch(start, direction, value, (gradient * direction).sum(1), noise)
+        sizes = (here.abs() * self.root).sum(1) + (kernel.r * kernel.u.log()).abs().sum((1, 2))
+        noise = 4 * torch.finfo(here.dtype).eps * sizes
+        search = WolfeSearch(here, direction, value, (gradient * direction).sum(1), noise)
         length, _, gradient_new = search.run(lambda z, _: self._at(z), torch.zeros_like(remembers))
         moved = length > 0
-        point = torch.where(moved.unsqueeze(1), start + length.unsqueeze(1) * direction, start)
+        point = torch.where(moved.unsqueeze(1), here + length.unsqueeze(1) * direction, here)
         gradient_new = torch.where(moved.unsqueeze(1), gradient_new, gradient)
         state |= remember(state, point, gradient_new, moved, iteration)
-        self.resting = ~moved & ~remembers
+        self.resting = host(~moved & ~remembers)
         self._at(point)
 
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """−γ times the dual's value (b,), less a constant, and its gradient (b, n)."""
         kernel = self.kernel
-        logs = (z / self.root).unsqueeze(2)
+        logs = (z / self.root).unsqueeze(1)
         kernel.v = logs.exp()
         kernel.settle()
         value = -(kernel.r * kernel.u.log()).sum((1, 2)) - (kernel.c * logs).sum((1, 2))
-        return value, -kernel.residual().squeeze(2) / self.root
+        # Beyond its reach K says nothing: the search comes back, and absorbs before it goes on.
+        value = torch.where(torch.linalg.vector_norm(logs, math.inf, (1, 2)) <= reach(z.dtype), value, torch.inf)
+        return value, -kernel.residual().squeeze(1) / self.root

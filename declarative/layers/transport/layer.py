@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,30 +12,25 @@ from torch import Tensor, nn
 
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
-from declarative.layers.transport.plan import Call, Derivative, Record, balance, transport_plan
-from declarative.layers.transport.reading import Read, check, read
-from declarative.layers.transport.statement import Found, Transport, soft_minimum
+from declarative.layers.transport.plan import Call, Record, balance, complete, transport_plan
+from declarative.layers.transport.reading import Read, check, positive, read
+from declarative.layers.transport.stated import Potentials, StatedTransport, multipliers_of, stationarity
+from declarative.layers.transport.statement import Found, Transport, no_iterations
 from declarative.layers.transport.unrolled import unrolled_plan
 from declarative.layers.transport.value import transport_value
-from declarative.node import DeclarativeNode, InDims
-from declarative.solution import DerivativeReport, Solution, Status
-from declarative.structure import Constant, DiagonalOperator, Sparse
+from declarative.node import InDims
+from declarative.solution import Solution, Status
+from declarative.solvers.base import ON_FAILURE_CHOICES
+from declarative.solvers.iterative import Progress
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
-ON_FAILURE = ("raise", "warn", "nan")
 INPUTS = ("cost", "affinity")
+_FAR = 1e3  # potentials farther apart than this many times the costs are no start
 
 
-@dataclass(frozen=True, eq=False)
-class Potentials:
-    """φ (…, m) and ψ (…, n), with ⟨φ, r⟩ = ⟨ψ, c⟩: what `init=` takes."""
-
-    rows: Tensor
-    columns: Tensor
-
-
-class OptimalTransport(DeclarativeNode):
+class OptimalTransport(StatedTransport):
     """P = argmin_P ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ)  subject to  P1 = r, Pᵀ1 = c.
 
     Differentiable in M, r, c and γ, to any order, in reverse and forward mode and under torch.func; memory does not depend on the
@@ -49,11 +44,12 @@ class OptimalTransport(DeclarativeNode):
         tolerance: of the relative marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr. None: 1e-10 in float64, 1e-5 in float32.
         max_iterations: of the method.
         gradient: "implicit": that of the solution. "approximate": with the potentials held fixed, as if there were no constraints.
-            "unrolled": through Sinkhorn's iterations, whose memory grows with them.
+            "unrolled": through Sinkhorn's iterations from a cold start, whose memory grows with them; `method`, `init` and `progress` play no
+            part then.
         on_failure: what to do about samples whose error stays above the tolerance: "warn" (a `SolverWarning`; their gradient is
             that of a problem with slightly different marginals), "raise" a `SolverError`, or "nan".
         input: "cost": the input is M. "affinity": the input is Q ≥ 0 with M = −log Q; 0 forbids a pair.
-        progress: called with a line of text now and then, `print` for example, or a function of (iteration, error).
+        progress: called with a `declarative.solvers.Progress` now and then: `print`, for example.
 
     Shapes:
         M (…, m, n); r (…, m), c (…, n), nonnegative and of the same mass, uniform where None; γ (…,). Leading dimensions
@@ -77,8 +73,6 @@ class OptimalTransport(DeclarativeNode):
     case studies", OT-SDM at AAAI 2022.
     """
 
-    constraint_structure = Constant(Sparse())
-
     def __init__(
         self,
         gamma: float | Tensor = 1.0,
@@ -89,75 +83,28 @@ class OptimalTransport(DeclarativeNode):
         gradient: str = "implicit",
         on_failure: str = "warn",
         input: str = "cost",  # noqa: A002
-        progress: Callable[..., Any] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(gamma, Tensor):
-            if isinstance(gamma, bool) or not isinstance(gamma, int | float):
-                raise TypeError(f"gamma must be a number or a tensor, got {type(gamma).__name__}")
-            if not 0 < gamma < float("inf"):
-                raise ValueError(f"gamma must be positive and finite, got {gamma}")
-        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE), ("input", input, INPUTS)):
+            positive("OptimalTransport: gamma", gamma)
+        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE_CHOICES), ("input", input, INPUTS)):
             if value not in choices:
                 raise ValueError(f"OptimalTransport({name}=...) must be one of {choices}, got {value!r}")
         if method is not None and not isinstance(method, Method):
-            raise TypeError(f"method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
+            raise TypeError(f"OptimalTransport: method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
         if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
-            raise ValueError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
+            raise ValueError(f"OptimalTransport: tolerance must be a number between 0 and 1, got {tolerance!r}")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-            raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+            raise ValueError(f"OptimalTransport: max_iterations must be a positive int, got {max_iterations!r}")
+        if progress is not None and not callable(progress):
+            raise TypeError(f"OptimalTransport: progress must be a function of a Progress, such as print, got {progress!r}")
         if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
             self.register_buffer("gamma", gamma)
         else:
             self.gamma = gamma
         self.method, self.tolerance, self.max_iterations = method or Auto(), tolerance, max_iterations
         self.gradient, self.on_failure, self.input, self.progress = gradient, on_failure, input, progress
-
-    # The statement, for one instance: inputs M, and r, c, γ where they are given.
-
-    def objective(self, *inputs_and_plan: Tensor) -> Tensor:
-        """⟨P, M⟩ + (1/γ) Σ P log(P / r cᵀ)."""
-        *inputs, P = inputs_and_plan
-        M, r, c, gamma = self._instance(inputs)
-        return (P * M).sum() + (P * (P / (r.unsqueeze(1) * c)).log()).sum() / gamma
-
-    def equality_constraints(self, *inputs_and_plan: Tensor) -> Tensor:
-        """P1 = r and Pᵀ1 = c; the last column's equation follows from the others."""
-        *inputs, P = inputs_and_plan
-        _, r, c, _ = self._instance(inputs)
-        return torch.cat([P.sum(1) - r, (P.sum(0) - c)[:-1]])
-
-    def _instance(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-        M, m, n = inputs[0], *inputs[0].shape
-        r = inputs[1] if len(inputs) > 1 else M.new_full((m,), 1 / m)
-        c = inputs[2] if len(inputs) > 2 else M.new_full((n,), 1 / n)
-        gamma = inputs[3] if len(inputs) > 3 else self.gamma
-        if isinstance(gamma, Tensor) and gamma.ndim:
-            raise ValueError("gamma differs between samples here: pass it at the call, layer(M, r, c, gamma)")
-        return (-M.log() if self.input == "affinity" else M), *balance(r, c), gamma
-
-    # The algorithm and the structure, batch first: what the generic engine uses, for `certify`, `explain` and the proofs of `verify`.
-
-    def solve(self, *inputs: Tensor) -> Solution:
-        """P and the multipliers."""
-        given = self._read(inputs, None)
-        plan, phi, psi, _, iterations, converged = transport_plan(self._call(given, None, inputs), given.cost, given.rows, given.columns, given.gamma)
-        status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
-        return Solution(plan, _multipliers(phi, psi, given.gamma), status=status, iterations=iterations)
-
-    def hessian(self, *inputs_and_solution: Any) -> DiagonalOperator:
-        """H = diag(1 / γP)."""
-        *inputs, solution = inputs_and_solution
-        return DiagonalOperator((solution.y * self._read(tuple(inputs), None).gamma[:, None, None]).reciprocal().flatten(1))
-
-    def vjp(self, inputs: tuple[Tensor, ...], solution: Solution, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """The whole backward pass."""
-        given = self._read(inputs, None)
-        phi, psi = _potentials_of(solution, given)
-        at = Derivative(Call(), given.cost, given.rows, given.columns, given.gamma, torch.as_tensor(solution.y), phi, psi)
-        cost, *rest = at.pull_back(cotangent, None, None, wanted=(True, True, True, True))
-        first = -cost / inputs[0] if self.input == "affinity" else cost  # pyright: ignore[reportOptionalOperand]
-        return (first, *rest)[: len(inputs)]  # pyright: ignore[reportReturnType]
 
     # Using it.
 
@@ -182,8 +129,8 @@ class OptimalTransport(DeclarativeNode):
         """
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*_present((M, r, c, gamma)), in_dims=in_dims)  # pyright: ignore[reportReturnType]
-        given, outputs, _ = self._find((M, r, c, gamma), mask, init, in_dims)
-        return given.shaped(outputs[0])
+        given, (plan, *_, converged), _ = self._find((M, r, c, gamma), mask, init, in_dims)
+        return given.shaped(self._marked(plan, converged))
 
     def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -207,18 +154,18 @@ class OptimalTransport(DeclarativeNode):
         found = self._potentials(given, phi, psi, call.record)
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
         fields = {
-            "y": plan,
-            "equality_multipliers": _multipliers(found.rows, found.columns, given.gamma),
+            "y": self._marked(plan, converged),
+            "equality_multipliers": self._marked(multipliers_of(found.rows, found.columns, given.gamma), converged),
             "inequality_multipliers": none,
             "active": mask_none,
             "weakly_active": mask_none,
             "status": torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS)),
             "iterations": iterations,
-            "stationarity": _stationarity(given, plan, found),
+            "stationarity": stationarity(given, plan, found),
             "violation": error,
         }
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
-        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=DerivativeReport(method=call.record.method), workspace=shown)
+        return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=call.record.report, workspace=shown)
 
     def potentials(
         self,
@@ -232,9 +179,9 @@ class OptimalTransport(DeclarativeNode):
         in_dims: InDims = 0,
     ) -> Potentials:
         """φ (…, m) and ψ (…, n), differentiable, with P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij)) and ⟨φ, r⟩ = ⟨ψ, c⟩."""
-        given, (_, phi, psi, *_), call = self._find((M, r, c, gamma), mask, init, in_dims)
+        given, (_, phi, psi, *_, converged), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
-        return Potentials(given.shaped(found.rows), given.shaped(found.columns))
+        return Potentials(*(given.shaped(self._marked(t, converged)) for t in (found.rows, found.columns)))
 
     def value(
         self,
@@ -255,21 +202,22 @@ class OptimalTransport(DeclarativeNode):
         return self._value(*self._find((M, r, c, gamma), None, None, 0, empty))
 
     def _value(self, given: Read, outputs: tuple[Tensor, ...], call: Call) -> Tensor:
-        plan, phi, psi, *_ = outputs
+        plan, phi, psi, *_, converged = outputs
         if self.gradient == "unrolled":
-            return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
-        found = self._potentials(given, phi, psi, call.record)
-        return given.shaped(transport_value(given.cost, *balance(given.rows, given.columns), given.gamma, plan, found.rows, found.columns))
+            return given.shaped(self._marked((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)), converged))
+        rows, columns = balance(given.rows, given.columns)
+        if call.record.empty:
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
+        return given.shaped(self._marked(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi), converged))
 
-    def _read(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None) -> Read:
+    def _given(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None = None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
-        gamma = self.gamma if gamma is None else gamma
-        return read(M, r, c, gamma, mask, self.input == "affinity")
+        return read(M, r, c, self.gamma if gamma is None else gamma, mask, self.input == "affinity")
 
     def _find(
         self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
     ) -> tuple[Read, tuple[Tensor, ...], Call]:
-        given = self._read(_to_front(inputs, in_dims), mask)
+        given = self._given(_to_front(inputs, in_dims), mask)
         call = self._call(given, init, inputs, padding)
         run = unrolled_plan if self.gradient == "unrolled" else transport_plan
         return given, run(call, given.cost, given.rows, given.columns, given.gamma), call
@@ -284,10 +232,11 @@ class OptimalTransport(DeclarativeNode):
             tolerance = min(tolerance, 64 * torch.finfo(given.cost.dtype).eps)
 
         record = Record()
+        # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
+        apart = torch.inf if self.polish else given.mass_tolerance
 
         def prepare(problem: Transport) -> Transport:
-            # Finite differences (`verify`, which polishes) step to masses that differ: `balance` defines what they find.
-            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, masses=not self.polish)
+            check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)
@@ -295,17 +244,26 @@ class OptimalTransport(DeclarativeNode):
             return replace(problem, rows=rows, columns=columns)
 
         def solve(problem: Transport) -> Found:
-            return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
+            if not problem.gamma.shape[0]:
+                return Found(torch.zeros_like(problem.cost), problem.rows, problem.columns, problem.gamma, no_iterations(problem), problem.gamma > 0)
+            init = None if start is None else _usable(start, problem)
+            return self.method.solve(problem, init, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
         def finish(found: Found) -> Found:
             return found if bool(found.converged.all()) or self.polish else self._failed(found, tolerance)
 
         return Call(prepare, solve, finish, self.gradient != "approximate", tolerance, self.max_iterations, record)
 
+    def _marked(self, result: Tensor, converged: Tensor) -> Tensor:
+        """NaN where the method failed, if that is what was asked for: added, so that what does not use these samples gets no NaN as gradient."""
+        if self.on_failure != "nan" or self.polish:
+            return result
+        return result + torch.where(converged, 0.0, torch.nan).to(result.dtype).reshape(-1, *[1] * (result.ndim - 1))
+
     def _failed(self, found: Found, tolerance: float) -> Found:
         bad = ~found.converged
         if self.on_failure == "nan":
-            return replace(found, plan=torch.where(bad[:, None, None], torch.nan, found.plan))
+            return found
         worst = float(found.error[bad].max())
         message = (
             f"{type(self).__name__}, by {type(self.method).__name__}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
@@ -322,30 +280,9 @@ class OptimalTransport(DeclarativeNode):
         """The potentials in a definite gauge, and differentiable where a marginal is zero, too."""
         rows, columns = balance(given.rows, given.columns)
         if record.empty:
-            phi = torch.where(rows > 0, phi, soft_minimum(given.cost, columns, psi, given.gamma))
-            psi = torch.where(columns > 0, psi, soft_minimum(given.cost.mT, rows, phi, given.gamma))
+            phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
         shift = 0.5 * ((phi * rows).sum(1, keepdim=True) - (psi * columns).sum(1, keepdim=True)) / rows.sum(1, keepdim=True)
         return Potentials(phi - shift, psi + shift)
-
-
-def _multipliers(phi: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
-    """ν of the statement: the multiplier of the last column, which has no equation, is zero."""
-    return torch.cat([-phi - psi[:, -1:] - 1 / gamma.unsqueeze(1), (psi[:, -1:] - psi)[:, :-1]], 1)
-
-
-def _potentials_of(solution: Solution, given: Read) -> tuple[Tensor, Tensor]:
-    nu, m = torch.as_tensor(solution.equality_multipliers), given.rows.shape[1]
-    return -nu[:, :m] - 1 / given.gamma.unsqueeze(1), nn.functional.pad(-nu[:, m:], (0, 1))
-
-
-@torch.no_grad()
-def _stationarity(given: Read, plan: Tensor, potentials: Potentials) -> Tensor:
-    """(b,) how far P is from the plan of its potentials, as a cost, relative to the largest: where P is not zero."""
-    rows, columns = balance(given.rows, given.columns)
-    density = plan / (rows.unsqueeze(2) * columns.unsqueeze(1))
-    gap = given.cost + density.log() / given.gamma[:, None, None] - potentials.rows.unsqueeze(2) - potentials.columns.unsqueeze(1)
-    finite = torch.where(torch.isinf(given.cost), 0.0, given.cost)
-    return torch.where((plan > 0) & torch.isfinite(gap), gap, 0.0).abs().amax((1, 2)) / (finite.abs().amax((1, 2)) + 1 / given.gamma)
 
 
 def _present(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -369,3 +306,11 @@ def _read_init(init: Any, given: Read) -> tuple[Tensor, Tensor]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"init must be a Solution of this layer, Potentials or a pair (φ, ψ), got {type(init).__name__}")
     return given.flat("init φ", pair[0], given.rows.shape[1]), given.flat("init ψ", pair[1], given.columns.shape[1])
+
+
+def _usable(start: tuple[Tensor, Tensor], problem: Transport) -> tuple[Tensor, Tensor]:
+    """The start of each sample, without a constant; a cold one where it is not finite, or so large that rounding would change the costs."""
+    limit = _FAR * (spread(problem.cost).flatten() + 1 / problem.gamma).unsqueeze(1)
+    centred = [x - x.mean(1, keepdim=True) for x in start]
+    near = [torch.where((x.abs() <= limit).all(1, keepdim=True), x, 0.0) for x in centred]
+    return near[0], near[1]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,9 +38,12 @@ class Method(ABC):
         Returns:
             What was found, in the problem's own orientation. A problem that no plan fits ends unconverged, in finite numbers.
         """
+        if problem.cost.shape[0] == 0:
+            none = torch.zeros_like(problem.gamma)
+            return Found(problem.cost, problem.rows, problem.columns, none, none.long(), none.bool())
         goal = Goal(type(self).__name__, tolerance, max_iterations, progress, problem.cost.shape[0])
         with torch.no_grad():
-            if problem.cost.shape[0] == 0 or problem.cost.shape[1] >= problem.cost.shape[2]:
+            if problem.cost.shape[1] >= problem.cost.shape[2]:
                 return self.run(problem, init, goal)
             found = self.run(problem.transposed, init and (init[1], init[0]), goal)
         return replace(found, plan=found.plan.mT, rows=found.columns, columns=found.rows)
@@ -55,7 +59,7 @@ class Goal:
     progress: Report
     total: int
 
-    def report(self, iteration: int, error: Tensor) -> None:
-        """`error`: (s, …) of the running samples."""
-        if self.progress is not None:
-            self.progress(Progress(self.name, iteration, error.shape[0], self.total, float(error.max()) if error.numel() else 0.0))
+    def report(self, iteration: int, error: np.ndarray) -> None:
+        """`error`: (s,) of the running samples."""
+        if self.progress is not None and iteration:
+            self.progress(Progress(self.name, iteration, error.shape[0], self.total, float(error.max())))

@@ -1,8 +1,8 @@
 """Potentials of two clouds: from coarse to fine.
 
-Neighbouring points are merged, four into one, until few are left. The potentials of the coarse problem are found with γ growing from a
-small value; each finer problem starts from those of the coarser one, extended to its points by one soft minimum. What is left to do is
-local, and Sinkhorn's iteration with Anderson acceleration does it in a few passes.
+Neighbouring points are merged, four into one, until few are left: that problem is solved as any small one. Each finer problem starts from
+the potentials of the coarser one, extended to its points by one soft minimum. What is left to do is local, and Sinkhorn's iteration with
+Anderson acceleration does it in a few passes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from declarative.layers.transport.tiles import Cloud, SquaredEuclidean
+from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.statement import Transport
+from declarative.layers.transport.tiles import Cloud, Near, SquaredEuclidean
 
 _MERGED = 4  # points of a level that become one of the next
 _MEMORY = 20  # passes that the acceleration looks back on
-_FIRST = 10.0  # γ · range(M) of the first problem of all
-_GROWTH = 4.0  # from one γ to the next
 _ROUNDED = 3e-5  # down to here float32 kernels will do
 _COARSE = 1e-4  # marginal error of coarse problems
+_TINY = 1e-20  # sums of exponentials down to here have lost nothing in float32
+_MANY = 1 << 22  # pairs from which on it can pay to leave some out
+_NOTHING = 1e-2  # times the tolerance: a weight P_ij / r_i c_j that does not count
+_DRIFT = 3.0  # how far γψ may move until pairs are chosen anew
+_SPARSE = 0.4  # of the pairs: if no more count, the others are left out
+_SAMPLE = 16  # one block of rows in so many is asked first
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +37,14 @@ class Potentials:
         rows, columns: φ (n,) and ψ (m,), float64.
         error: marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr, of P with these potentials or one half-step earlier, where it is no smaller.
         passes: over all pairs.
+        near: the pairs that count, as in `Cloud`.
     """
 
     rows: Tensor
     columns: Tensor
     error: float
     passes: int
+    near: Near = None
 
 
 @dataclass(frozen=True)
@@ -92,85 +100,93 @@ def coarsen(points: Tensor, weights: Tensor, average: bool) -> tuple[Tensor, Ten
 
 
 def solve(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
-    """The potentials of the problem.
+    """The potentials of the problem. Points are in spatial order.
 
     Args:
         symmetric: both clouds are the same and so are the costs of (i, j) and (j, i): then φ = ψ.
     """
-    ordered_x = spatial_order(cloud.x)
-    ordered_y = ordered_x if symmetric else spatial_order(cloud.y)
-    ordered = replace(cloud, x=cloud.x[ordered_x], y=cloud.y[ordered_y], rows=cloud.rows[ordered_x], columns=cloud.columns[ordered_y])
-    found = _descend(ordered, effort, symmetric)
-    rows, columns = torch.empty_like(found.rows), torch.empty_like(found.columns)
-    rows[ordered_x], columns[ordered_y] = found.rows, found.columns
-    return replace(found, rows=rows, columns=columns)
-
-
-def _descend(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
     n, m = cloud.rows.numel(), cloud.columns.numel()
     if max(n, m) <= effort.coarsest:
-        return _anneal(cloud, effort, symmetric)
+        return _begin(cloud, effort, symmetric)
     average = isinstance(cloud.ground, SquaredEuclidean)
     everyone = (torch.arange(n, device=cloud.x.device), torch.arange(m, device=cloud.x.device))
     x, r, group_x = coarsen(cloud.x, cloud.rows, average) if n > effort.coarsest else (cloud.x, cloud.rows, everyone[0])
     y, c, group_y = coarsen(cloud.y, cloud.columns, average) if m > effort.coarsest else (cloud.y, cloud.columns, everyone[1])
-    coarse = _descend(replace(cloud, x=x, y=y, rows=r, columns=c), replace(effort, tolerance=max(effort.tolerance, _COARSE)), symmetric)
+    coarse = solve(replace(cloud, x=x, y=y, rows=r, columns=c), replace(effort, tolerance=max(effort.tolerance, _COARSE)), symmetric)
     # Each point's potential is the soft minimum over the other coarse cloud.
     phi, _ = replace(cloud, y=y, columns=c).sweep(coarse.rows[group_x], coarse.columns, torch.float32, sums=False)
     psi = phi if symmetric else replace(cloud, x=x, rows=r).transposed.sweep(coarse.columns[group_y], coarse.rows, torch.float32, sums=False)[0]
     return _iterate(cloud, phi, psi, effort, symmetric)
 
 
-def _anneal(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
-    phi, psi = torch.zeros_like(cloud.rows), torch.zeros_like(cloud.columns)
-    spread = _spread(cloud)
-    gamma, last = cloud.gamma, float(cloud.gamma)
-    now = min(last, _FIRST / spread) if spread > 0 else last
-    while now < last:
-        found = _iterate(replace(cloud, gamma=gamma.new_tensor(now)), phi, psi, replace(effort, tolerance=1e-2, passes=20), symmetric)
-        phi, psi, now = found.rows, found.columns, min(last, now * _GROWTH)
-    return _iterate(cloud, phi, psi, effort, symmetric)
+def _begin(cloud: Cloud, effort: Effort, symmetric: bool) -> Potentials:
+    """The coarsest problem, whose costs fit into memory."""
+    problem = Transport(cloud.costs().unsqueeze(0), cloud.rows.unsqueeze(0), cloud.columns.unsqueeze(0), cloud.gamma.reshape(1))
+    found = Auto().solve(problem, None, tolerance=effort.tolerance, max_iterations=effort.passes)
+    phi, psi = found.rows[0], found.columns[0]
+    if symmetric:
+        phi = psi = (phi + psi) / 2
+    return _iterate(cloud, phi, psi, effort, symmetric, found.error[0].item())
 
 
-def _spread(cloud: Cloud) -> float:
-    """range(M), roughly: from one point of each cloud to all of the other."""
-    one = cloud.gamma.new_ones(())
-    ground, zero = cloud.ground, torch.zeros_like
-    first = ground.exponents(ground.rows(cloud.x[:1], zero(cloud.rows[:1]), one), ground.columns(cloud.y, zero(cloud.columns), one), one)
-    second = ground.exponents(ground.rows(cloud.x, zero(cloud.rows), one), ground.columns(cloud.y[:1], zero(cloud.columns[:1]), one), one)
-    both = torch.cat([first.flatten(), second.flatten()])
-    return float(both.max() - both.min())
+def _iterate(cloud: Cloud, phi: Tensor, psi: Tensor, effort: Effort, symmetric: bool, error: float = math.inf) -> Potentials:
+    """Sinkhorn's iteration, accelerated; for symmetric problems the average of old and new.
 
-
-def _iterate(cloud: Cloud, phi: Tensor, psi: Tensor, effort: Effort, symmetric: bool) -> Potentials:
-    """Sinkhorn's iteration, accelerated; for symmetric problems the average of old and new."""
-    dtype = torch.float32
-    mixing = Anderson(cloud.columns)
-    error = math.inf
+    Args:
+        error: what is expected of the first pass.
+    """
+    near, mixing = _Near(cloud, phi, effort), Anderson(cloud.columns)
+    k, change = 0, torch.zeros_like(psi)
     for k in range(1, effort.passes + 1):
-        if error <= max(_ROUNDED, 0.0):
-            dtype = effort.dtype
+        dtype = effort.dtype if error <= _ROUNDED else torch.float32
+        cloud = near.at(psi)
         if symmetric:
-            found, _ = cloud.sweep(psi, psi, dtype, sums=False)
-            change = (found - psi) / 2
-            mass = torch.expm1(-2 * cloud.gamma * change)  # P1 / r − 1 for φ = ψ
-            error = 2 * float((mass.abs() * cloud.rows).sum() / cloud.rows.sum())
+            change = (cloud.half_sweep(psi, dtype) - psi) / 2
+            off = torch.expm1(-2 * cloud.gamma * change).abs() * cloud.rows  # |P1 − r| for φ = ψ
+            error = 2 * float(off.sum() / cloud.rows.sum())
         else:
             phi, total = cloud.sweep(phi, psi, dtype)
-            if not bool(((total > 1e-20 * cloud.columns) & (total < 1e20 * cloud.columns)).all()):
-                change = cloud.transposed.sweep(psi, phi, dtype, sums=False)[0] - psi
-            else:
-                change = (cloud.columns / total).log() / cloud.gamma
+            change = _column_change(cloud, phi, psi, total, dtype)
             error = float((total - cloud.columns).abs().sum() / cloud.columns.sum())
         if not math.isfinite(error):
             raise ValueError("the costs of some pairs are not finite numbers")
         if error <= effort.tolerance:
             break
-        psi = mixing.next(psi, change, error)
-    else:
-        change = torch.zeros_like(psi)
+        if k < effort.passes:
+            psi = mixing.next(psi, change, error)
     psi = psi + change
-    return Potentials(psi.clone() if symmetric else phi, psi, error, k)
+    return Potentials(psi.clone() if symmetric else phi, psi, error, k, cloud.near)
+
+
+def _column_change(cloud: Cloud, phi: Tensor, psi: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+    """From ψ to the soft minimum of φ."""
+    if bool(((total > _TINY * cloud.columns) & (total * _TINY < cloud.columns)).all()):
+        return (cloud.columns / total).log() / cloud.gamma
+    return cloud.transposed.sweep(psi, phi, dtype, sums=False)[0] - psi
+
+
+class _Near:
+    """Leaves out pairs that have no weight to speak of, where that leaves out most of them."""
+
+    def __init__(self, cloud: Cloud, phi: Tensor, effort: Effort) -> None:
+        self._cloud, self._phi, self._at = cloud, phi, None
+        self._least = _NOTHING * effort.tolerance * math.exp(-_DRIFT)
+        self._pays = cloud.rows.numel() * cloud.columns.numel() >= _MANY
+
+    def at(self, psi: Tensor) -> Cloud:
+        """The problem with the pairs that count near this ψ."""
+        if not self._pays:
+            return self._cloud
+        if self._at is not None:
+            # φ moves no more than ψ does.
+            moved = self._cloud.gamma * (psi - self._at)
+            if float(moved.max() - moved.min()) <= _DRIFT:
+                return self._cloud
+        sample = self._cloud.survey(self._phi, psi, self._least, _SAMPLE)
+        self._pays = sum(len(columns) for columns in sample) <= _SPARSE * len(sample) * self._cloud.columns.numel()
+        self._at = psi
+        self._cloud = replace(self._cloud, near=self._cloud.survey(self._phi, psi, self._least) if self._pays else None)
+        return self._cloud
 
 
 class Anderson:

@@ -6,7 +6,7 @@ same Function with the pull-back in place of the function. It saves its inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +27,18 @@ class PairSum:
         inputs: a letter for each of its tensors: "r" has one row for each x_i, "c" one for each y_j, "s" belongs to all pairs.
         outputs: the same for its results: those of "r" are put together, those of "c" and "s" are added up over the blocks.
         block: so many rows at a time.
+        near: for each block of rows the columns that count; None: all.
     """
 
     function: Tile
     inputs: str
     outputs: str
     block: int
+    near: Sequence[Tensor] | None = None
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The sums over all pairs."""
-        return _Sum.apply(self, *tensors) if is_differentiated(*tensors) else _Sum.forward(self, *tensors)
+        return _Sum.apply(self, *tensors) if is_differentiated(*tensors) else self.run(tensors)
 
     def pull_back(self, wanted: tuple[int, ...]) -> PairSum:
         """The sums (tensors, cotangents) -> cotangents of the wanted tensors."""
@@ -53,25 +55,33 @@ class PairSum:
             back: Any = torch.func.vjp(chosen, *(operands[k] for k in wanted))[1]
             return back(operands[count:])
 
-        return PairSum(pulled, self.inputs + self.outputs, "".join(self.inputs[k] for k in wanted), self.block)
+        return PairSum(pulled, self.inputs + self.outputs, "".join(self.inputs[k] for k in wanted), self.block, self.near)
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The sums over all pairs, block by block."""
+        sizes = {kind: t.shape[0] for t, kind in zip(tensors, self.inputs, strict=True) if kind != "s"}
+        sums: list[Tensor] = []
+        for k, start in enumerate(range(0, sizes["r"], self.block)):
+            rows = slice(start, start + self.block)
+            columns = slice(None) if self.near is None else self.near[k]
+            chosen = {"r": rows, "c": columns, "s": ...}
+            parts = self.function(*(t[chosen[kind]] for t, kind in zip(tensors, self.inputs, strict=True)))
+            if not start:
+                sums = [part.new_zeros(part.shape if kind == "s" else (sizes[kind], *part.shape[1:])) for part, kind in zip(parts, self.outputs, strict=True)]
+            for total, part, kind in zip(sums, parts, self.outputs, strict=True):
+                if kind == "r":
+                    total[rows] = part
+                elif kind == "c" and isinstance(columns, Tensor):
+                    total.index_add_(0, columns, part)
+                else:
+                    total += part
+        return tuple(sums)
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(pairs: PairSum, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        n = next(t.shape[0] for t, kind in zip(tensors, pairs.inputs, strict=True) if kind == "r")
-        sums: list[Tensor] = []
-        for start in range(0, max(n, 1), pairs.block):
-            rows = slice(start, start + pairs.block)
-            parts = pairs.function(*(t[rows] if kind == "r" else t for t, kind in zip(tensors, pairs.inputs, strict=True)))
-            if not start:
-                sums = [part.new_empty(n, *part.shape[1:]) if kind == "r" else torch.zeros_like(part) for part, kind in zip(parts, pairs.outputs, strict=True)]
-            for total, part, kind in zip(sums, parts, pairs.outputs, strict=True):
-                if kind == "r":
-                    total[rows] = part
-                else:
-                    total += part
-        return tuple(sums)
+        return pairs.run(tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004

@@ -8,165 +8,174 @@ Newton's step gives their tangent for one more right-hand side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from declarative.layers.transport.direction import Direction
 from declarative.layers.transport.kernel import Kernel, reach
+from declarative.layers.transport.results import Results, host
 
 NEAR = 0.1  # a marginal error from which Newton's steps converge fast
 _CENTRED = 3.0  # a change of log v up to which γ may change too
 _HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ
-_OVERSHOT, _TIMID = -0.1, 0.3  # the slopes between which a step may end, relative to that at its start
+_SHORT = 1.3  # a growth of γ that is no longer worth while
+_OVERSHOT, _TIMID = -0.3, 0.3  # the slopes between which a step may end, relative to that at its start
 _TRIALS = 20
-_PATIENCE = 30  # steps without an error that is 10 % smaller
-
-
-@dataclass(eq=False)
-class Levels:
-    """Where the samples are on their way; all (b, 1, 1) but the potentials.
-
-    Args:
-        target, least: the γ to reach, and the least that helps.
-        ratio: how much larger γ may become in one step.
-        base, limit, gamma: the last point of the path: ψ (b, n, 1), where its tangent arrives as γ → ∞, and its γ; 0: there is none.
-        best, waited: the least error (b,) so far at this γ, and for how many steps it has been so.
-    """
-
-    target: Tensor
-    least: Tensor
-    ratio: Tensor
-    base: Tensor
-    limit: Tensor
-    gamma: Tensor
-    best: Tensor
-    waited: Tensor
-    reached: Tensor
-
-    def select(self, index: Tensor) -> Levels:
-        """These samples."""
-        return Levels(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+_PATIENCE = 30  # steps in which the error falls by 10 %, or γ grows
 
 
 class Path:
-    """The running samples on their way to their γ."""
+    """The running samples on their way to their γ. What is decided by is on the host, one number for each sample.
 
-    def __init__(self, kernel: Kernel, target: Tensor, least: Tensor, mass: Tensor, tolerance: float) -> None:
-        self.kernel, self.mass = kernel, mass
-        none = torch.zeros_like(target)
-        flat = none.flatten()
-        self.levels = Levels(target, least, torch.full_like(none, 4.0), kernel.psi, kernel.psi, none, flat + torch.inf, flat, none)
-        self.direction = Direction(tolerance)
+    Args:
+        kernel: where they are.
+        least: the least γ that helps, (b,) on the host.
+        results: what they are to reach.
+
+    Attributes:
+        now, target, ratio: γ, the γ to reach, how much larger it may become in one step.
+        last, base, limit: the last point of the path: its γ (0: there is none), its ψ (b, 1, n), and where the tangent arrives as γ → ∞.
+    """
+
+    def __init__(self, kernel: Kernel, least: np.ndarray, results: Results) -> None:
+        self.kernel, self.results, self.least = kernel, results, least
+        self.now, self.target = host(kernel.gamma).ravel().astype(float), host(results.target).astype(float)
+        self.away = bool((self.now < self.target).any())
+        self.ratio, self.last = np.full_like(self.now, 4.0), np.zeros_like(self.now)
+        self.base = self.limit = kernel.psi.expand_as(kernel.c)
+        self.best, self.reached = np.full_like(self.now, np.inf), self.now
+        mass = kernel.r.new_tensor(results.mass).view(-1, 1, 1)
+        self.direction = Direction(results.goal.tolerance, mass)
 
     def select(self, index: Tensor) -> None:
         """Go on with these samples."""
-        self.kernel, self.levels, self.mass = self.kernel.select(index), self.levels.select(index), self.mass[index]
+        self.kernel, self.base, self.limit = self.kernel.select(index), self.base[index], self.limit[index]
+        keep = index.cpu().numpy()
+        for name in ("least", "now", "target", "ratio", "last", "best", "reached"):
+            setattr(self, name, getattr(self, name)[keep])
         self.direction.select(index)
 
-    @property
-    def arrived(self) -> Tensor:
-        """(b,)"""
-        return (self.kernel.gamma >= self.levels.target).flatten()
+    def done(self, error: np.ndarray, step: int) -> np.ndarray:
+        """Samples that have converged, or whose error no longer falls."""
+        ended = ~(error > self.results.inner)
+        if self.away:
+            ended &= (self.now >= self.target) | np.isnan(error)
+        rounding = error < 30 * torch.finfo(self.kernel.c.dtype).eps
+        if step % _PATIENCE == 0:
+            ended |= (error > 0.9 * self.best) & (self.now <= self.reached)
+        if rounding.any():  # there nothing is gained by waiting
+            ended |= rounding & (error > 0.5 * self.best) & (self.now >= self.target)
+        if step % _PATIENCE == 0 or rounding.any():
+            self.best, self.reached = error, self.now
+        return ended
 
-    def stalled(self, error: Tensor) -> Tensor:
-        """Samples whose error no longer falls."""
-        levels = self.levels
-        better = (error < 0.9 * levels.best) | (self.kernel.gamma != levels.reached).flatten()
-        levels.best = torch.where(better, error, levels.best)
-        levels.waited = torch.where(better, 0.0, levels.waited + 1)
-        levels.reached = self.kernel.gamma
-        return (levels.waited > _PATIENCE) | ~torch.isfinite(error)
-
-    def arrive(self, done: Tensor) -> None:
+    def arrive(self, ended: np.ndarray) -> None:
         """Samples that are given up on their way are judged at their target all the same."""
-        away = done & ~self.arrived
-        if bool(away.any()):
-            self.kernel.absorb(self.kernel.full_psi(), torch.where(away[:, None, None], self.levels.target, self.kernel.gamma))
+        if self.away and (self.now < self.target)[ended].any():
+            self._absorb(self.kernel.full_psi(), np.where(ended, self.target, self.now))
 
-    def advance(self, residual: Tensor, error: Tensor) -> None:
+    def advance(self, residual: Tensor, error: np.ndarray) -> None:
         """One step, in γ or at this γ."""
-        kernel, levels = self.kernel, self.levels
-        away = kernel.gamma < levels.target
-        near = (error < NEAR)[:, None, None]
-        onward = away & near
-        if bool(onward.any()):
+        kernel = self.kernel
+        onward = (self.now < self.target) & (error < NEAR) if self.away else None
+        if onward is not None and onward.any():
             delta, side = self.direction.with_tangent(kernel, residual)
         else:
-            delta, side = self.direction.newton(kernel, residual, error), None
-        largest = delta.abs().amax(1, keepdim=True)
-        hopeless = largest > _HOPELESS
-        onward = onward & (largest < _CENTRED)
-        if bool(hopeless.any()):
-            back = hopeless & (levels.gamma > 0)
-            cold = hopeless & ~near & ~back & (kernel.gamma > levels.least)
-        else:
-            back = cold = torch.zeros_like(hopeless)
-        if not bool((onward | back | cold).any()):
-            self._search(delta, largest, residual)
-            return
-        psi = kernel.full_psi()
-        if side is not None:
-            better = psi + delta / kernel.gamma
-            levels.limit = torch.where(onward, kernel.psi - side, levels.limit)
-            levels.base = torch.where(onward, better, levels.base)
-            levels.gamma = torch.where(onward, kernel.gamma, levels.gamma)
-        levels.ratio = torch.where(back, levels.ratio.sqrt(), levels.ratio)
-        self._move(delta, largest, residual, onward | back, cold, psi)
-
-    def _move(self, delta: Tensor, largest: Tensor, residual: Tensor, moving: Tensor, cold: Tensor, psi: Tensor) -> None:
-        """Along the tangent as far as it stays near the path; `cold` samples start again; the others take their step."""
-        kernel, levels = self.kernel, self.levels
-        still = ~moving & ~cold
-        if bool(still.any()):
-            self._search(torch.where(still, delta, 0.0), torch.where(still, largest, 0.0), residual)
-            psi = torch.where(still, kernel.full_psi(), psi)
-        gamma = torch.where(cold, torch.maximum(kernel.gamma / 10, levels.least), kernel.gamma)
-        psi = torch.where(cold, kernel.log_columns / gamma, psi)
-        stuck = moving & (levels.ratio < 1.3)
-        for _ in range(_TRIALS):
-            # Where not even a small step stays near, Newton's step at the last point has to do.
-            moving = moving & ~stuck
-            psi, gamma = torch.where(stuck, levels.base, psi), torch.where(stuck, levels.gamma, gamma)
-            levels.gamma = torch.where(stuck, 0.0, levels.gamma)
-            levels.ratio = torch.where(stuck, 2.0, levels.ratio)
-            following = torch.minimum(levels.gamma * levels.ratio, levels.target)
-            tangent = levels.limit + (levels.gamma / following) * (levels.base - levels.limit)
-            kernel.absorb(torch.where(moving, tangent, psi), torch.where(moving, following, gamma))
-            error = kernel.residual().abs().sum(1, keepdim=True) / self.mass[:, None, None]
-            wanted = moving & ~(error < NEAR)
-            if not bool(wanted.any()):
-                break
-            levels.ratio = torch.where(wanted, levels.ratio.sqrt(), levels.ratio)
-            stuck = wanted & (levels.ratio < 1.3)
-        grown = torch.where(error < 0.3 * NEAR, levels.ratio**1.5, levels.ratio).clamp(max=64.0)
-        levels.ratio = torch.where(moving, grown, levels.ratio)
-
-    def _search(self, delta: Tensor, largest: Tensor, residual: Tensor) -> None:
-        """Take the step, as far as the dual rises: its slope along it, which falls all the way, ends between two bounds."""
-        kernel = self.kernel
-        cap = reach(delta.dtype)
-        slope = (residual * delta).sum(1, keepdim=True)
+            delta, side = self.direction.newton(kernel, residual, float(error.max()), float(error.min())), None
         logs = kernel.v.log()
-        length = torch.ones_like(slope) if bool((largest <= cap).all()) else torch.where(largest > cap, cap / largest, 1.0)
-        base = kernel.full_psi()
-        anew = bool((logs.abs().amax() + (length * largest).amax()) > cap)
-        low, low_slope = torch.zeros_like(length), slope
-        high, high_slope = torch.full_like(length, torch.inf), slope
+        largest, slope, drift = _sizes(delta, residual, logs)
+        if not math.isfinite(largest.sum() + slope.sum()):
+            bad = ~np.isfinite(largest + slope)
+            delta = torch.where(self._device(bad), 0.0, delta)
+            largest, slope = np.where(bad, 0.0, largest), np.where(bad, 0.0, slope)
+        hopeless = largest > _HOPELESS
+        if side is None and not hopeless.any():
+            self._search(delta, logs, largest, slope, float((drift + largest).max()))
+            return
+        back = hopeless & (self.last > 0)
+        cold = hopeless & (error >= NEAR) & ~back & (self.now > self.least)
+        if onward is not None and side is not None:
+            onward &= largest < _CENTRED
+            mask, psi = self._device(onward), kernel.full_psi()
+            self.limit = torch.where(mask, kernel.psi - side, self.limit)
+            self.base = torch.where(mask, torch.addcdiv(psi, delta, kernel.gamma), self.base)
+            self.last = np.where(onward, self.now, self.last)
+        else:
+            onward = np.zeros_like(back)
+        self.ratio = np.where(back, np.sqrt(self.ratio), self.ratio)
+        still = ~(onward | back | cold)
+        if still.any():
+            delta = torch.where(self._device(still), delta, 0.0)
+            self._search(delta, logs, np.where(still, largest, 0.0), np.where(still, slope, 0.0), float((drift + largest * still).max()))
+        if not still.all():
+            self._move(onward | back, cold)
+
+    def _move(self, moving: np.ndarray, cold: np.ndarray) -> None:
+        """Along the tangent as far as it stays near the path; `cold` samples start again at a smaller γ; the others stay."""
+        gamma = np.where(cold, np.maximum(self.now / 10, self.least), self.now)
+        psi = torch.where(self._device(cold), self.kernel.log_columns / self._device(gamma), self.kernel.full_psi())
+        stuck = moving & (self.ratio < _SHORT)
         for _ in range(_TRIALS):
-            if anew:
-                kernel.absorb(base + length * delta / kernel.gamma, kernel.gamma)
-            else:
-                kernel.v = (logs + length * delta).exp()
-                kernel.settle()
-            inclined = (kernel.residual() * delta).sum(1, keepdim=True)
-            over, timid = inclined < _OVERSHOT * slope, inclined > _TIMID * slope
-            if not bool((over | timid).any()):
+            if stuck.any():  # not even a small step stays near: Newton's step at the last point has to do
+                moving = moving & ~stuck
+                psi, gamma = torch.where(self._device(stuck), self.base, psi), np.where(stuck, self.last, gamma)
+                self.last, self.ratio = np.where(stuck, 0.0, self.last), np.where(stuck, 2.0, self.ratio)
+            following = np.where(moving, np.minimum(self.last * self.ratio, self.target), gamma)
+            share = self._device(np.where(moving, self.last / following, 1.0))
+            tangent = torch.lerp(self.limit, self.base, share)
+            self._absorb(torch.where(self._device(moving), tangent, psi), following)
+            error = self.results.error(self.kernel.residual())
+            far = moving & ~(error < NEAR)
+            if not far.any():
                 break
-            low, low_slope = torch.where(timid, length, low), torch.where(timid, inclined, low_slope)
-            high, high_slope = torch.where(over, length, high), torch.where(over, inclined, high_slope)
-            between = low + (high - low) * (low_slope / (low_slope - high_slope)).clamp(0.1, 0.9)
-            following = torch.where(torch.isfinite(high), between, 2 * length)
-            length = torch.where(over | timid, following, length)
-            anew = anew or bool((logs.abs().amax() + (length * largest).amax()) > cap)
+            self.ratio = np.where(far, np.sqrt(self.ratio), self.ratio)
+            stuck = far & (self.ratio < _SHORT)
+        self.ratio = np.where(moving & (error < 0.3 * NEAR), np.minimum(self.ratio**1.5, 64.0), self.ratio)
+
+    def _search(self, delta: Tensor, logs: Tensor, largest: np.ndarray, slope: np.ndarray, extent: float) -> None:
+        """Take the step, as far as the dual rises: its slope along it, which falls all the way, ends between two bounds."""
+        kernel, cap = self.kernel, reach(delta.dtype)
+        base = None
+        length = np.ones_like(slope)
+        if extent > cap:
+            base, length = kernel.full_psi(), np.where(largest > cap, cap / np.maximum(largest, cap), 1.0)
+        low, high, low_slope, high_slope = np.zeros_like(slope), np.full_like(slope, np.inf), slope, slope
+        for trial in range(_TRIALS):
+            step = delta if trial == 0 and base is None else delta * self._device(length)
+            if base is not None:
+                kernel.absorb(torch.addcdiv(base, step, kernel.gamma), kernel.gamma)
+            else:
+                kernel.v = (logs + step).exp_()
+                kernel.settle()
+            inclined = host(torch.bmm(kernel.residual(), delta.mT)).ravel()
+            over, timid = inclined < _OVERSHOT * slope, inclined > _TIMID * slope
+            wrong = over | timid
+            if not wrong.any():
+                return
+            low, low_slope = np.where(timid, length, low), np.where(timid, inclined, low_slope)
+            high, high_slope = np.where(over, length, high), np.where(over, inclined, high_slope)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                between = low + (high - low) * np.clip(low_slope / (low_slope - high_slope), 0.1, 0.9)
+            length = np.where(wrong, np.where(np.isfinite(high), between, 2 * length), length)
+            if base is None and float((length * largest).max()) + extent > cap:
+                base = torch.addcdiv(kernel.psi, logs, kernel.gamma)
+
+    def _absorb(self, psi: Tensor, gamma: np.ndarray) -> None:
+        self.kernel.absorb(psi, self._device(gamma))
+        self.now = gamma
+        self.away = bool((gamma < self.target).any())
+
+    def _device(self, x: np.ndarray) -> Tensor:
+        """One number for each sample as (b, 1, 1)."""
+        like = self.kernel.c
+        return torch.from_numpy(x).to(like.device, torch.bool if x.dtype == np.bool_ else like.dtype).view(-1, 1, 1)
+
+
+def _sizes(delta: Tensor, residual: Tensor, logs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """‖δ‖∞, the dual's slope along δ, and ‖log v‖∞."""
+    norm = torch.linalg.vector_norm
+    sizes = host(torch.cat((norm(delta, math.inf, 2), torch.bmm(residual, delta.mT).squeeze(2), norm(logs, math.inf, 2)), 1))
+    return sizes[:, 0], sizes[:, 1], sizes[:, 2]

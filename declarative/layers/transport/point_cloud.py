@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
-from declarative.layers.transport.derivatives import Kernel, loss, value
-from declarative.layers.transport.multiscale import Effort, Potentials, solve
+from declarative.layers.transport.derivatives import loss, value
+from declarative.layers.transport.multiscale import Effort, Potentials, solve, spatial_order
+from declarative.layers.transport.pair_kernel import PairKernel
+from declarative.layers.transport.plan import balance
+from declarative.layers.transport.reading import mass_tolerance
 from declarative.layers.transport.tiles import Cloud, Cost, Given, Ground, SquaredEuclidean
+from declarative.solvers.base import ON_FAILURE_CHOICES
 from declarative.transforms import is_wrapped, reject_mapped_and_dual, without_graph
 
 
@@ -36,8 +40,19 @@ class CloudOptions:
     tile: int | None = None
     coarsest: int = 1500
 
+    def __post_init__(self) -> None:
+        if self.on_failure not in ON_FAILURE_CHOICES:
+            raise ValueError(f"on_failure must be one of {ON_FAILURE_CHOICES}, got {self.on_failure!r}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be a number between 0 and 1, got {self.tolerance!r}")
+        for name in ("max_iterations", "tile", "coarsest"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+
 
 DEFAULT = CloudOptions()
+_TINY = 1e-30  # a pair of weights as small as this beside the largest can make their density overflow
 
 
 def cloud_value(
@@ -86,7 +101,7 @@ def cloud_divergence(
 
 def _prepare(
     x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions
-) -> tuple[Kernel, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+) -> tuple[PairKernel, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The problem solved, and its differentiable inputs (x, y, r, c, γ) in float64."""
     one = y is None
     if y is None:
@@ -94,7 +109,9 @@ def _prepare(
     _check_points(x, y)
     gamma = 1 / torch.as_tensor(epsilon, dtype=torch.float64, device=x.device)
     rows, columns = _weights("a", a, x), _weights("b", b, y)
-    reject_mapped_and_dual("transport between large point clouds", x, y, rows, columns, gamma)
+    reject_mapped_and_dual(
+        "transport between tiled point clouds", x, y, rows, columns, gamma, batch="the leading dimensions", otherwise="the dense mode (tiled=False)"
+    )
     first, second, r, c = (t.double() for t in (x, y, rows, columns))
     if cost is None:
         # The cost does not see a common shift; without it digits would be lost far from the origin.
@@ -102,10 +119,14 @@ def _prepare(
         ground: Ground = SquaredEuclidean()
         first, second = first - shift, second - shift
     else:
+        _reject_captured(cost, x)
         ground = Given(cost, x.dtype)
-    mean = (r.sum() + c.sum()) / 2
-    inputs = (first, second, r * (mean / r.sum()), c * (mean / c.sum()), gamma)
-    outcome: list[Kernel] = []
+    if max(x.shape[0], y.shape[0]) > options.coarsest:
+        (order,) = without_graph(lambda p: (spatial_order(p),), first)
+        (other,) = (order,) if one else without_graph(lambda p: (spatial_order(p),), second)
+        first, r, second, c = first[order], r[order], second[other], c[other]
+    inputs = (first, second, *balance(r, c), gamma)
+    outcome: list[PairKernel] = []
 
     def find(*tensors: Tensor) -> tuple[Tensor]:
         *numbers, a, b = tensors
@@ -117,7 +138,7 @@ def _prepare(
     return outcome[0], inputs
 
 
-def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, options: CloudOptions, symmetric: bool) -> Kernel:
+def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, options: CloudOptions, symmetric: bool) -> PairKernel:
     """The potentials, also of points without weight, which the others do not feel."""
     x, y, r, c, gamma = numbers
     tolerance = options.tolerance or (1e-10 if dtype == torch.float64 else 1e-5)
@@ -131,10 +152,11 @@ def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, opti
         phi[~some] = replace(core, x=x[~some], rows=r[~some]).sweep(phi[~some], found.columns, effort.dtype, sums=False)[0]
     if not bool(others.all()):
         psi[~others] = replace(core, y=y[~others], columns=c[~others]).transposed.sweep(psi[~others], found.rows, effort.dtype, sums=False)[0]
-    tiny = 1e-30
-    bounded = bool((r.min() < tiny * r.max()) & (c.min() < tiny * c.max()))
+    complete = bool(some.all() & others.all())
+    found = replace(found, rows=phi, columns=psi, near=found.near if complete else None)
+    bounded = bool((r.min() < _TINY * r.max()) & (c.min() < _TINY * c.max()))
     solves = max(tolerance, 1e-12 if dtype == torch.float64 else 1e-6)
-    return Kernel(ground, effort.dtype, options.tile, bounded, not bool(others.all()), solves, replace(found, rows=phi, columns=psi), symmetric)
+    return PairKernel(ground, effort.dtype, options.tile, bounded, not bool(others.all()), symmetric, solves, found)
 
 
 def _judge(found: Potentials, tolerance: float, options: CloudOptions) -> Potentials:
@@ -181,7 +203,7 @@ def _check_numbers(ground: Ground, x: Tensor, y: Tensor, gamma: Tensor, a: Tenso
     for name, weights in (("a", a), ("b", b)):
         if bool((weights < 0).any()) or not bool((weights > 0).any()):
             raise ValueError(f"weights {name} must be nonnegative, and some positive; the smallest is {float(weights.min()):.3g}")
-    if abs(float(a.sum() - b.sum())) > torch.finfo(a.dtype).eps ** 0.5 * float(a.sum()):
+    if abs(float(a.sum() - b.sum())) > mass_tolerance(a.dtype) * float(a.sum()):
         raise ValueError(f"weights a and b must have the same mass, got {float(a.sum()):.6g} and {float(b.sum()):.6g}: divide each by its sum")
     if isinstance(ground, Given):
         _check_cost(ground, x, y)
@@ -189,12 +211,18 @@ def _check_numbers(ground: Ground, x: Tensor, y: Tensor, gamma: Tensor, a: Tenso
 
 def _check_cost(ground: Given, x: Tensor, y: Tensor) -> None:
     few, some = x[:2].to(ground.dtype), y[:3].to(ground.dtype)
-    with torch.enable_grad():
-        costs = ground.cost(few, some)
+    costs = ground.cost(few, some)
     if not isinstance(costs, Tensor) or costs.shape != (few.shape[0], some.shape[0]):
         got = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
         raise ValueError(f"cost(x, y) of {few.shape[0]} and {some.shape[0]} points must have shape {(few.shape[0], some.shape[0])}, got {got}")
-    if costs.requires_grad or is_wrapped(costs):
+
+
+def _reject_captured(cost: Cost, x: Tensor) -> None:
+    """Raise if the cost has parameters: only points, weights and epsilon get gradients."""
+    made_up = torch.ones(2, x.shape[1], dtype=x.dtype, device=x.device)
+    with torch.enable_grad():
+        costs = cost(made_up, made_up)
+    if isinstance(costs, Tensor) and (costs.requires_grad or is_wrapped(costs)):
         raise CapturedTensorError(
             "cost uses a tensor that requires grad besides the points: its gradient would be lost. Map the points before the call, or use the dense mode "
             "(tiled=False), or the tensor's .detach() if no gradient is wanted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,50 +11,65 @@ from declarative.layers.transport.methods import Goal
 from declarative.layers.transport.statement import Found, Transport
 
 
+def host(x: Tensor) -> np.ndarray:
+    """Numbers to decide by: for a batch that is cheaper where they need no kernel launches."""
+    return x.cpu().numpy()
+
+
 class Results:
-    """Collects what is found of each sample; `alive` (s,) are those that still run."""
+    """Collects what is found of each sample; `alive` (s,) are those that still run, None while all do.
+
+    Args:
+        method: in words, for `Found.method`.
+    """
 
     def __init__(self, problem: Transport, goal: Goal, method: str) -> None:
         self.problem, self.goal, self.method = problem, goal, method
-        self.alive = torch.arange(problem.cost.shape[0], device=problem.cost.device)
-        self.partial = False
-        self.mass = problem.mass
+        self.alive: Tensor | None = None
+        self.running = problem.cost.shape[0]
+        self.mass = host(problem.mass)
+        # Rounding of the plan itself must not turn a sample that has converged into one that has not.
         self.inner = 0.9 * goal.tolerance
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._parts: list[tuple[Tensor | None, Tensor, Tensor, Tensor, int, Tensor | None]] = []
 
-    def error(self, kernel: Kernel) -> Tensor:
+    def error(self, residual: Tensor) -> np.ndarray:
         """(s,): the marginal error of the running samples, whose rows are met."""
-        return kernel.residual().abs().sum((1, 2)) / self.mass
+        return host(torch.linalg.vector_norm(residual, 1, (1, 2))) / self.mass
 
-    def finish(self, kernel: Kernel, done: Tensor, iterations: int, factor: Tensor | None) -> Tensor | None:
+    @property
+    def target(self) -> Tensor:
+        """The γ of the running samples, (s,)."""
+        return self.problem.gamma if self.alive is None else self.problem.gamma[self.alive]
+
+    def finish(self, kernel: Kernel, done: np.ndarray, iterations: int, factor: Tensor | None) -> Tensor | None:
         """Keep what the samples `done` (s,) have come to.
 
         Returns:
             the indices of the others among the running samples; None: there is none left.
         """
-        everything = bool(done.all())
-        if everything:
-            indices, problem = self.alive, self.problem if not self.partial else self.problem.select(self.alive)
-        else:
-            chosen = done.nonzero().squeeze(1)
-            indices, kernel = self.alive[chosen], kernel.select(chosen)
-            problem, factor = self.problem.select(indices), None if factor is None else factor[chosen]
-        counts = torch.full_like(indices, iterations)
-        self._parts.append((indices, kernel.plan(), *kernel.potentials(problem), counts, factor))
-        if everything:
+        if done.all():
+            problem = self.problem if self.alive is None else self.problem.select(self.alive)
+            self._parts.append((self.alive, kernel.plan(), *kernel.potentials(problem), iterations, factor))
             return None
-        keep = (~done).nonzero().squeeze(1)
-        self.alive, self.mass, self.partial = self.alive[keep], self.mass[keep], True
+        device = kernel.k.device
+        chosen, keep = (torch.from_numpy(mask.nonzero()[0]).to(device) for mask in (done, ~done))
+        alive = torch.arange(self.running, device=device) if self.alive is None else self.alive
+        indices, ended = alive[chosen], kernel.select(chosen)
+        factor = None if factor is None else factor[chosen]
+        self._parts.append((indices, ended.plan(), *ended.potentials(self.problem.select(indices)), iterations, factor))
+        self.alive, self.mass, self.running = alive[keep], self.mass[~done], keep.shape[0]
         return keep
 
     def found(self) -> Found:
         """All of it, in order."""
         if len(self._parts) == 1:
-            _, plan, rows, columns, counts, factor = self._parts[0]
+            _, plan, rows, columns, iterations, factor = self._parts[0]
+            counts = torch.full(plan.shape[:1], iterations, device=plan.device)
         else:
-            order = torch.cat([part[0] for part in self._parts]).argsort()
-            plan, rows, columns, counts = (torch.cat([part[i] for part in self._parts])[order] for i in (1, 2, 3, 4))  # type: ignore[arg-type]
-            factors = [part[5] for part in self._parts]
-            factor = None if any(f is None for f in factors) else torch.cat([f for f in factors if f is not None])[order]
+            order = torch.cat([part[0] for part in self._parts if part[0] is not None]).argsort()
+            plan, rows, columns = (torch.cat([part[i] for part in self._parts])[order] for i in (1, 2, 3))  # pyright: ignore[reportArgumentType]
+            counts = torch.cat([torch.full(part[1].shape[:1], part[4], device=plan.device) for part in self._parts])[order]
+            factors = [part[5] for part in self._parts if part[5] is not None]
+            factor = torch.cat(factors)[order] if len(factors) == len(self._parts) else None
         error = self.problem.marginal_error(plan)
         return Found(plan, rows, columns, error, counts, error <= self.goal.tolerance, factor, self.method)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from declarative.layers.transport.kernel import Kernel, kernel_of, spread
 from declarative.layers.transport.methods import Goal, Method, Potentials
-from declarative.layers.transport.results import Results
+from declarative.layers.transport.results import Results, host
 from declarative.layers.transport.statement import Found, Transport
 
 BLOCK = 10  # iterations between two looks at the error
@@ -58,79 +59,112 @@ class Sinkhorn(Method):
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Sinkhorn's iteration")
-        target = problem.gamma[:, None, None]
-        gamma = target
-        if init is None and self.scaling is not None and self.scaling > 1:
-            gamma = torch.minimum(target, _START / spread(problem.cost))
-        kernel = kernel_of(problem, None if init is None else init[1], gamma)
-        pace = _Pace(target, self.over_relaxation)
-        count = stayed = 0
+        scaling = self.scaling if init is None and self.scaling is not None else 1.0
+        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling))
+        pace = _Pace(kernel, self.over_relaxation)
+        way = Way(kernel, results, scaling)
+        count = 0
         while True:
-            error = results.error(kernel)
-            if count:
-                goal.report(count, error)
-            arrived = (kernel.gamma >= target).flatten()
-            done = (error <= results.inner) & arrived | ~torch.isfinite(error)
+            error = results.error(kernel.residual())
+            arrived = way.arrived
+            done = (~(error > results.inner) & arrived) | ~np.isfinite(error)
             if count >= goal.max_iterations:
-                done = torch.ones_like(done)
-            if bool(done.any()):
-                if not bool(arrived[done].all()):
-                    kernel.grow(torch.where(done[:, None, None], target, kernel.gamma))
+                done = np.ones_like(done)
+            if done.any():
+                way.arrive(done)
                 keep = results.finish(kernel, done, count, None)
                 if keep is None:
                     return results.found()
-                kernel, target, error, arrived = kernel.select(keep), target[keep], error[keep], arrived[keep]
+                kernel = kernel.select(keep)
+                way.select(kernel, keep)
                 pace.select(keep)
-            ready = ~arrived & ((error < _LEVEL) | torch.tensor(stayed >= _STAY))
-            if bool(ready.any()):
-                kernel.grow(torch.where(ready[:, None, None], torch.minimum(kernel.gamma * (self.scaling or 1.0), target), kernel.gamma))
-                pace.reset(ready)
-                stayed = 0
-            elif not kernel.within_reach():
+                error = error[~done]
+            goal.report(count, error)
+            changed = way.advance(error < _LEVEL, count)
+            if not changed.any() and not kernel.within_reach():
                 kernel.absorb(kernel.full_psi(), kernel.gamma)
-            pace.observe(error, ready)
+            pace.observe(error, changed)
             times = min(BLOCK, goal.max_iterations - count)
             pace.sweep(kernel, times)
-            count, stayed = count + times, stayed + times
+            count += times
+
+
+def start(problem: Transport, scaling: float) -> Tensor:
+    """The γ (b, 1, 1) to begin with."""
+    target = problem.gamma[:, None, None]
+    return target if scaling <= 1 else torch.minimum(target, _START / spread(problem.cost))
+
+
+class Way:
+    """The samples' γ, which grows by a factor where they are ready for that, or have stayed too long."""
+
+    def __init__(self, kernel: Kernel, results: Results, scaling: float) -> None:
+        self.kernel, self.scaling = kernel, scaling
+        self.now, self.target = host(kernel.gamma).ravel(), host(results.target)
+        self.since = np.zeros_like(self.now)
+
+    @property
+    def arrived(self) -> np.ndarray:
+        """(b,)"""
+        return self.now >= self.target
+
+    def select(self, kernel: Kernel, index: Tensor) -> None:
+        """Go on with these samples, whose kernel this is."""
+        keep = index.cpu().numpy()
+        self.kernel, self.now, self.target, self.since = kernel, self.now[keep], self.target[keep], self.since[keep]
+
+    def arrive(self, which: np.ndarray) -> None:
+        """These samples go to their last γ."""
+        self._grow(np.where(which, self.target, self.now))
+
+    def advance(self, ready: np.ndarray, count: int) -> np.ndarray:
+        """The samples (b,) that have another γ now."""
+        grown = (self.now < self.target) & (ready | (count - self.since >= _STAY))
+        self._grow(np.where(grown, np.minimum(self.now * self.scaling, self.target), self.now))
+        self.since = np.where(grown, count, self.since)
+        return grown
+
+    def _grow(self, gamma: np.ndarray) -> None:
+        if (gamma != self.now).any():
+            self.now = gamma
+            self.kernel.grow(torch.from_numpy(gamma).to(self.kernel.c).view(-1, 1, 1))
 
 
 class _Pace:
     """The ω of each sample: from the rate λ of its error, by which the plain iteration's is (λ + ω − 1)² / (λ ω²)."""
 
-    def __init__(self, like: Tensor, over_relaxation: float | str) -> None:
-        self.fixed = over_relaxation != "auto"
-        self.omega = torch.full_like(like, float(over_relaxation) if self.fixed else 1.0)
-        self.before = torch.full_like(like.flatten(), torch.nan)
+    def __init__(self, kernel: Kernel, over_relaxation: float | str) -> None:
+        b = kernel.c.shape[0]
+        self.auto = over_relaxation == "auto"
+        self.omega = np.full(b, 1.0 if isinstance(over_relaxation, str) else float(over_relaxation))
+        self.before = np.full(b, np.nan)
 
     def select(self, index: Tensor) -> None:
-        self.omega, self.before = self.omega[index], self.before[index]
+        keep = index.cpu().numpy()
+        self.omega, self.before = self.omega[keep], self.before[keep]
 
-    def reset(self, changed: Tensor) -> None:
-        """Samples whose γ has changed begin anew."""
-        if not self.fixed:
-            self.omega = torch.where(changed[:, None, None], 1.0, self.omega)
-
-    def observe(self, error: Tensor, changed: Tensor) -> None:
-        """What the errors before and after a block say."""
-        if not self.fixed:
-            rate = (error / self.before).pow(1 / BLOCK)[:, None, None]
-            plain = (rate + self.omega - 1).square() / (rate * self.omega.square())
-            wanted = 2 / (1 + (1 - plain.clamp(0.0, 1.0)).sqrt())
+    def observe(self, error: np.ndarray, changed: np.ndarray) -> None:
+        """What the errors before and after a block say; samples whose γ has `changed` begin anew."""
+        if self.auto:
+            rate = (error / self.before) ** (1 / BLOCK)
+            plain = (rate + self.omega - 1) ** 2 / (rate * self.omega**2)
+            wanted = 2 / (1 + np.sqrt(1 - np.clip(plain, 0.0, 1.0)))
             # Faster than ω − 1 nothing can be; slower, the estimate is of use; growth means that it was not, or came too early.
-            usable = (rate > self.omega - 1) & (rate < 1) & (error < 0.3)[:, None, None]
-            self.omega = torch.where(usable, torch.maximum(self.omega, wanted).clamp(max=_FULL), self.omega)
-            self.omega = torch.where(rate > 1.0, 1 + 0.5 * (self.omega - 1), self.omega)
-        self.before = torch.where(changed, torch.nan, error)
+            usable = (rate > self.omega - 1) & (rate < 1) & (error < 0.3)
+            self.omega = np.where(usable, np.minimum(np.maximum(self.omega, wanted), _FULL), self.omega)
+            self.omega = np.where(rate > 1, 1 + 0.5 * (self.omega - 1), np.where(changed, 1.0, self.omega))
+        self.before = np.where(changed, np.nan, error)
 
     def sweep(self, kernel: Kernel, times: int) -> None:
         """Iterations, the last one plain in u, so that rows are met and the error can be seen."""
-        if not self.fixed and bool((self.omega == 1).all()):
+        if (self.omega == 1).all():
             kernel.sweep(times)
             return
+        omega = torch.from_numpy(self.omega).to(kernel.c).view(-1, 1, 1)
         u, v, sums = kernel.u, kernel.v, kernel.sums
         for k in range(times):
-            v = v * (kernel.c / (v * sums)).pow(self.omega)
+            v = v * (kernel.c / (v * sums)).pow_(omega)
             rows = kernel.row_sums(v)
-            u = u * (kernel.r / (u * rows)).pow(self.omega) if k + 1 < times else kernel.r / rows
+            u = u * (kernel.r / (u * rows)).pow_(omega) if k + 1 < times else kernel.r / rows
             sums = kernel.column_sums(u)
         kernel.u, kernel.v, kernel.sums = u, v, sums

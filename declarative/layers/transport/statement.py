@@ -42,7 +42,8 @@ class Transport:
 
     def marginal_error(self, plan: Tensor) -> Tensor:
         """(b,): (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / mass."""
-        return ((plan.sum(2) - self.rows).abs().sum(1) + (plan.sum(1) - self.columns).abs().sum(1)) / self.mass
+        norm = torch.linalg.vector_norm
+        return (norm(plan.sum(2) - self.rows, 1, 1) + norm(plan.sum(1) - self.columns, 1, 1)) / self.mass
 
     def select(self, index: Tensor) -> Transport:
         """The sub-batch of these samples."""

@@ -6,7 +6,8 @@ The larger diagonal block is eliminated. What is left is the Laplacian of a weig
 
     S = diag(Pᵀ1) − Pᵀ diag(P1)⁻¹ P,   S1 = 0,   weights W_jk = Σ_i P_ij P_ik / (P1)_i ≥ 0,
 
-and S + κ11ᵀ with κ = Σc/n² is positive definite and solves alike, as right-hand sides add up to zero: one Cholesky factor.
+and S + ccᵀ/Σc with c = Pᵀ1 is positive definite and solves alike, as right-hand sides add up to zero: one Cholesky factor, accurate for
+columns of tiny mass, too, since all of it scales with c.
 Where the plan is nearly a permutation S is nearly zero and its diagonal is lost to rounding, but its weights are not: elimination that
 never subtracts (Grassmann, Taksar & Heyman, Operations Research 1985) keeps full relative accuracy there. For large plans conjugate
 gradients on S are faster where they converge fast.
@@ -15,15 +16,18 @@ gradients on S are faster where they converge fast.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from declarative.solution import DerivativeReport
 from declarative.structure.base import Operator
 
 _LARGE = 192  # from here on conjugate gradients are tried before a factorisation
 _TOLERANCES = {torch.float32: 2e-6}  # of iterations, relative to the right-hand side; 1e-12 in float64
+
+APART = "the plan falls apart to rounding: the gradients in r and c are known up to a constant for each part"
 
 
 def _worth(n: int) -> int:
@@ -37,7 +41,7 @@ def _safe(sums: Tensor) -> Tensor:
 
 
 def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """S + κ11ᵀ, (b, n, n), with the rows eliminated; 1 is added to the diagonal of columns that are empty.
+    """S + ccᵀ/Σc, (b, n, n), with the rows eliminated; 1 is added to the diagonal of columns that are empty.
 
     Args:
         plan: P (b, m, n), n ≤ m for the least work.
@@ -47,8 +51,8 @@ def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _schur(plan: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
-    shift = columns.sum(1).div_(columns.shape[1] ** 2).view(-1, 1, 1)
-    schur = torch.baddbmm(shift, (plan * inverse).mT, plan, alpha=-1)
+    schur = columns.unsqueeze(2) * (columns / _safe(columns.sum(1, keepdim=True))).unsqueeze(1)
+    schur.baddbmm_((plan * inverse).mT, plan, alpha=-1)
     schur.diagonal(dim1=1, dim2=2).add_(_safe(columns))
     return schur
 
@@ -61,23 +65,28 @@ def factorise(schur: Tensor) -> tuple[Tensor, Tensor]:
     return factor, (left > 64 * schur.shape[1] * torch.finfo(schur.dtype).eps).logical_and_(info == 0)
 
 
-def eliminate(plan: Tensor, rows: Tensor, side: Tensor) -> Tensor:
-    """S⁻¹ · side without a subtraction, (b, n, k); zero where a part of the graph is cut off."""
+def eliminate(plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """S⁻¹ · side without a subtraction, (b, n, k), and (b,) whether the graph falls apart.
+
+    A part of it whose links are lost in the rounding of its mass is cut off: its constant is free, and taken as zero.
+    """
     weights = (plan / _safe(rows).unsqueeze(2)).mT @ plan
     side, n = side.clone(), plan.shape[2]
-    pivots = torch.empty_like(weights[:, 0])
+    lost = columns * (n * torch.finfo(plan.dtype).eps)
+    apart = torch.zeros_like(columns, dtype=torch.bool)
+    pivots = torch.ones_like(columns)
     for k in range(n - 1, 0, -1):
         link = weights[:, k, :k]
-        pivots[:, k] = link.sum(1)
-        share = link / _safe(pivots[:, k]).unsqueeze(1)
+        total = link.sum(1)
+        apart[:, k] = total <= lost[:, k]
+        pivots[:, k] = torch.where(apart[:, k], torch.inf, total)
+        share = link / pivots[:, k, None]
         weights[:, :k, :k] += weights[:, :k, k].unsqueeze(2) * share.unsqueeze(1)
         side[:, :k] += share.unsqueeze(2) * side[:, k].unsqueeze(1)
     solution = torch.zeros_like(side)
     for k in range(1, n):
-        pivot = pivots[:, k, None]
-        known = side[:, k] + (weights[:, k, :k].unsqueeze(1) @ solution[:, :k]).squeeze(1)
-        solution[:, k] = torch.where(pivot > 0, known / _safe(pivot), 0.0)
-    return solution
+        solution[:, k] = (side[:, k] + (weights[:, k, :k].unsqueeze(1) @ solution[:, :k]).squeeze(1)) / pivots[:, k, None]
+    return solution, (apart & (columns > 0)).any(1)
 
 
 @dataclass(frozen=True)
@@ -93,30 +102,30 @@ def conjugate_gradients(
     plan: Tensor, rows: Tensor, columns: Tensor, side: Tensor, precondition: Callable[[Tensor], Tensor], tolerance: float, steps: int
 ) -> Iterated:
     """Conjugate gradients on S for k right-hand sides at once; they give up where their rate says that `steps` will not do."""
-    inverse = _safe(rows).reciprocal().unsqueeze(2)
-    diagonal = columns.unsqueeze(2)
-    goal = tolerance * torch.linalg.vector_norm(side, dim=1, keepdim=True)
+    # Rows of a batch are several times as fast to multiply with as columns.
+    inverse, diagonal, side = _safe(rows).reciprocal().unsqueeze(1), columns.unsqueeze(1), side.mT
+    start = torch.linalg.vector_norm(side, dim=2, keepdim=True)
+    goal = tolerance * start
     x, residual = torch.zeros_like(side), side
-    z = precondition(residual)
-    direction, product = z, (residual * z).sum(1, keepdim=True)
-    done = torch.linalg.vector_norm(residual, dim=1, keepdim=True) <= goal
+    z = precondition(residual.mT).mT
+    direction, product = z, (residual * z).sum(2, keepdim=True)
+    size = start
     for k in range(1, steps + 1):
-        image = torch.baddbmm(diagonal * direction, plan.mT, inverse * (plan @ direction), alpha=-1)
-        curvature = (direction * image).sum(1, keepdim=True)
+        image = torch.baddbmm(diagonal * direction, torch.matmul(direction, plan.mT).mul_(inverse), plan, alpha=-1)
+        curvature = (direction * image).sum(2, keepdim=True)
         length = torch.where(curvature > 0, product / curvature, 0.0)
         x = torch.addcmul(x, length, direction)
         residual = torch.addcmul(residual, length, image, value=-1)
-        size = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
-        done = size <= goal
-        if bool(done.all()):
-            return Iterated(x, done.all(2).squeeze(1), k)
-        if k == steps // 3 and bool((torch.log(size / goal) * k > torch.log(torch.linalg.vector_norm(side, dim=1, keepdim=True) / size) * (steps - k)).any()):
-            return Iterated(x, done.all(2).squeeze(1), k)
-        z = precondition(residual)
-        following = (residual * z).sum(1, keepdim=True)
+        size = torch.linalg.vector_norm(residual, dim=2, keepdim=True)
+        if bool((size <= goal).all()):
+            return Iterated(x.mT, (size <= goal).all(1).squeeze(1), k)
+        if k == steps // 3 and bool((torch.log(size / goal) * k > torch.log(start / size) * (steps - k)).any()):
+            return Iterated(x.mT, (size <= goal).all(1).squeeze(1), k)
+        z = precondition(residual.mT).mT
+        following = (residual * z).sum(2, keepdim=True)
         direction = torch.addcmul(z, torch.where(product > 0, following / product, 0.0), direction)
         product = following
-    return Iterated(x, done.all(2).squeeze(1), steps)
+    return Iterated(x.mT, (size <= goal).all(1).squeeze(1), steps)
 
 
 def _refined(plan: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor) -> Tensor | None:
@@ -132,7 +141,7 @@ def _refined(plan: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, facto
     return None
 
 
-def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None) -> Tensor:
+def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, factor: Tensor | None, report: DerivativeReport | None) -> Tensor:
     """S⁻¹ · side for right-hand sides (b, n, k) without a sum, in numbers, by whatever is fastest and accurate."""
     if factor is not None:
         solution = _refined(plan, inverse, columns, side, factor)
@@ -150,30 +159,44 @@ def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, s
     if bool(good.all()):
         return solution
     bad = (~good).nonzero().squeeze(1)
-    return solution.index_copy(0, bad, eliminate(plan[bad], rows[bad], side[bad]))
+    exact, apart = eliminate(plan[bad], rows[bad], columns[bad], side[bad])
+    if report is not None:
+        report.irregular.update(dict.fromkeys(bad[apart].tolist(), APART))
+    return solution.index_copy(0, bad, exact)
 
 
 @dataclass(frozen=True, eq=False)
 class Marginals(Operator):
-    """K + vvᵀ with v = (1, −1)/√(m + n) on the rows and columns that are not empty, and the identity on those that are: regular.
+    """K + vvᵀ with v = (P1, −Pᵀ1)/√(2ΣP): regular on the rows and columns that are not empty.
 
-    For right-hand sides with equal sums, all that occur, its solutions are those of K with Σw_r = Σw_c.
+    For right-hand sides with equal sums, all that occur, its solutions are those of K with ⟨w_r, P1⟩ = ⟨w_c, Pᵀ1⟩. What rounding leaves of
+    the difference of the sums is shared out by mass: rows and columns of tiny mass keep their digits.
+
+    Where r_i = 0 the equation of row i is divided by its mass before that vanishes: w_i + Σ_j Π_ij w_j, with Π the row's share for one
+    unit of mass; likewise for columns. So K = [R  P + E; (P + F)ᵀ  C], with 1 in R and C for what is empty.
 
     Args:
         plan: P (b, m, n)
+        top, bottom: E and F (b, m, n): Π of the empty rows, and of the empty columns; None: nothing is empty, or what is plays no part.
         factor: of a Schur complement near that of P, as a preconditioner.
+        report: is told of samples whose plan falls apart.
     """
 
     plan: Tensor
+    top: Tensor | None = None
+    bottom: Tensor | None = None
     factor: Tensor | None = None
+    report: DerivativeReport | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.plan,)
+        return (self.plan,) if self.top is None or self.bottom is None else (self.plan, self.top, self.bottom)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Marginals:
-        (plan,) = tensors
-        return replace(self, plan=plan, factor=self.factor if plan.shape == self.plan.shape else None)
+        plan, top, bottom = (*tensors, *([None] * (3 - len(tensors))))
+        if plan is None:
+            raise ValueError("a plan is needed")
+        return Marginals(plan, top, bottom, self.factor if plan.shape == self.plan.shape else None, self.report)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -181,25 +204,41 @@ class Marginals(Operator):
         return b, m + n, m + n
 
     def transpose(self) -> Marginals:
-        return self
+        return Marginals(self.plan, self.bottom, self.top, self.factor, self.report)
 
     def matmul_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
-        top, bottom = columns.split([rows.shape[1], sums.shape[1]], 1)
+        w_rows, w_columns = columns.split([rows.shape[1], sums.shape[1]], 1)
+        above = self.plan if self.top is None else self.plan + self.top
+        below = self.plan if self.bottom is None else self.plan + self.bottom
         product = torch.cat(
-            [_safe(rows).unsqueeze(2) * top + self.plan @ bottom, self.plan.mT @ top + _safe(sums).unsqueeze(2) * bottom],
+            [_safe(rows).unsqueeze(2) * w_rows + above @ w_columns, below.mT @ w_rows + _safe(sums).unsqueeze(2) * w_columns],
             1,
         )
-        null = self._null(rows, sums)
-        return product + null * (null * columns).sum(1, keepdim=True)
+        v = self._gauge(rows, sums)
+        return product + v * (v * columns).sum(1, keepdim=True)
 
     def solve_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
-        null = self._null(rows, sums)
-        along = null * (null * columns).sum(1, keepdim=True)
-        top, bottom = (columns - along).split([rows.shape[1], sums.shape[1]], 1)
-        found = torch.cat(self._numbers(rows, sums, top, bottom), 1)
-        return found - null * (null * found).sum(1, keepdim=True) + along
+        sizes = [rows.shape[1], sums.shape[1]]
+        if self.top is None or self.bottom is None:
+            return self._filled(rows, sums, columns)
+        # What is empty takes its right-hand side, acts on the others, and then follows from them; one of the two does nothing.
+        empty = torch.cat([rows, sums], 1).unsqueeze(2) <= 0
+        own_rows, own_columns = torch.where(empty, columns, 0.0).split(sizes, 1)
+        others = torch.where(empty, 0.0, columns - torch.cat([self.top @ own_columns, self.bottom.mT @ own_rows], 1))
+        found = self._filled(rows, sums, others)
+        w_rows, w_columns = found.split(sizes, 1)
+        return torch.where(empty, columns - torch.cat([self.top @ w_columns, self.bottom.mT @ w_rows], 1), found)
+
+    def _filled(self, rows: Tensor, sums: Tensor, columns: Tensor) -> Tensor:
+        """The solution for the rows and columns that are not empty; right-hand sides are zero where they are."""
+        v, null = self._gauge(rows, sums), self._null(rows, sums)
+        across = (null * v).sum(1, keepdim=True)
+        along = (null * columns).sum(1, keepdim=True) / across
+        side_rows, side_columns = (columns - v * along).split([rows.shape[1], sums.shape[1]], 1)
+        found = torch.cat(self._numbers(rows, sums, side_rows, side_columns), 1)
+        return found + null * ((along - (v * found).sum(1, keepdim=True)) / across)
 
     def solve_pair(self, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
         """(w_r, w_c) of K for one right-hand side with equal sums, in numbers; free by (t, −t)."""
@@ -208,19 +247,26 @@ class Marginals(Operator):
 
     @staticmethod
     def _null(rows: Tensor, columns: Tensor) -> Tensor:
-        kept = torch.cat([(rows > 0).to(rows.dtype), -(columns > 0).to(rows.dtype)], 1).unsqueeze(2)
-        return kept / torch.linalg.vector_norm(kept, dim=1, keepdim=True).clamp_min(1)
+        """(1, −1) on what is not empty."""
+        return torch.cat([(rows > 0).to(rows.dtype), -(columns > 0).to(rows.dtype)], 1).unsqueeze(2)
+
+    @staticmethod
+    def _gauge(rows: Tensor, columns: Tensor) -> Tensor:
+        both = torch.cat([rows, -columns], 1).unsqueeze(2)
+        return both / _safe(both.abs().sum(1, keepdim=True)).sqrt()
 
     def _numbers(self, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
         if self.plan.shape[1] < self.plan.shape[2]:
-            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor)
+            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor, self.report)
             return w_rows, w_columns
-        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor)
+        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor, self.report)
 
 
-def _by_elimination(plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+def _by_elimination(
+    plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None, report: DerivativeReport | None
+) -> tuple[Tensor, Tensor]:
     """The rows eliminated, the rest solved for."""
     inverse = _safe(rows).reciprocal_().unsqueeze(2)
     scaled = side_rows * inverse
-    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor)
+    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor, report)
     return torch.addcmul(scaled, inverse, plan @ w_columns, value=-1), w_columns
