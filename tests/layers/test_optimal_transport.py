@@ -568,3 +568,20 @@ def test_potentials_object_is_what_init_takes():
     assert isinstance(found, Potentials)
     assert found.rows.shape == (1, 4)
     assert found.columns.shape == (1, 3)
+
+
+def test_a_model_around_it_compiles():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.transport = torch.nn.Linear(4, 4).double(), OptimalTransport(3.0)
+
+        def forward(self, x):
+            return (self.transport(torch.tanh(self.linear(x))) * torch.arange(4.0, dtype=F64)).square().sum()
+
+    net, x = Net(), torch.rand(2, 4, 4, dtype=F64)
+    plain = torch.autograd.grad(net(x), net.linear.weight)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its own making
+        compiled = torch.autograd.grad(torch.compile(net, backend="eager")(x), net.linear.weight)[0]
+    assert torch.allclose(plain, compiled, atol=1e-14)

@@ -24,6 +24,7 @@ from declarative.node import InDims
 from declarative.solution import Solution, Status
 from declarative.solvers.base import ON_FAILURE_CHOICES
 from declarative.solvers.iterative import Progress
+from declarative.transforms import uncompiled
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
 INPUTS = ("cost", "affinity")
@@ -108,6 +109,7 @@ class OptimalTransport(StatedTransport):
 
     # Using it.
 
+    @uncompiled
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         M: Tensor,
@@ -132,6 +134,7 @@ class OptimalTransport(StatedTransport):
         given, (plan, *_, converged), _ = self._find((M, r, c, gamma), mask, init, in_dims)
         return given.shaped(self._marked(plan, converged))
 
+    @uncompiled
     def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         M: Tensor,
@@ -167,6 +170,7 @@ class OptimalTransport(StatedTransport):
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
         return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=call.record.report, workspace=shown)
 
+    @uncompiled
     def potentials(
         self,
         M: Tensor,
@@ -183,6 +187,7 @@ class OptimalTransport(StatedTransport):
         found = self._potentials(given, phi, psi, call.record)
         return Potentials(*(given.shaped(self._marked(t, converged)) for t in (found.rows, found.columns)))
 
+    @uncompiled
     def value(
         self,
         M: Tensor,
@@ -197,6 +202,7 @@ class OptimalTransport(StatedTransport):
         """The optimal value ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ), (…,): differentiable to any order; its gradient solves no linear system."""
         return self._value(*self._find((M, r, c, gamma), mask, init, in_dims))
 
+    @uncompiled
     def padded_value(self, M: Tensor, r: Tensor, c: Tensor, gamma: Tensor | None, empty: int) -> Tensor:
         """`value` of problems with so many entries of r and c, in all, that are zero because they pad; their own gradients are not needed."""
         return self._value(*self._find((M, r, c, gamma), None, None, 0, empty))

@@ -32,7 +32,7 @@ class SinkhornLoss(nn.Module):
         >>> SinkhornLoss(gamma=2.0)(M), SinkhornLoss(gamma=2.0, regularised=True)(M)
         (tensor(0.1192), tensor(0.2831))
 
-    Source: Qiu, Yin & Wang, "Efficient, stable, and analytic differentiation of the Sinkhorn loss", ICLR 2024.
+    Source: Qiu, Yin & Wang, "Efficient, stable, and analytic differentiation of the Sinkhorn loss", preprint 2023.
     """
 
     def __init__(self, gamma: float | Tensor = 1.0, *, regularised: bool = False, **options: Any) -> None:

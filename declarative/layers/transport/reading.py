@@ -136,10 +136,11 @@ def _masked(cost: Tensor, mask: Any, m: int, n: int) -> Tensor:
     if mask.ndim < 2 or mask.shape[-2:] != (m, n):
         raise ValueError(f"mask must have shape (…, {m}, {n}), got {tuple(mask.shape)}")
     try:
-        torch.broadcast_shapes(mask.shape, cost.shape)
+        return torch.where(mask, cost, torch.inf)
     except RuntimeError as error:
+        if mask.device != cost.device:
+            raise ValueError(f"mask is on {mask.device}, the costs are on {cost.device}") from error
         raise ValueError(f"the leading dimensions of mask {tuple(mask.shape)} and of the costs {tuple(cost.shape)} do not broadcast") from error
-    return torch.where(mask, cost, torch.inf)
 
 
 def _uniform(mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
