@@ -270,9 +270,9 @@ class OptimalTransport(StatedTransport):
         bad = ~found.converged
         if self.on_failure == "nan":
             return found
-        worst = float(found.error[bad].max())
+        worst, by = float(found.error[bad].max()), "unrolled iterations" if self.gradient == "unrolled" else type(self.method).__name__
         message = (
-            f"{type(self).__name__}, by {'unrolled iterations' if self.gradient == 'unrolled' else type(self.method).__name__}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
+            f"{type(self).__name__}, by {by}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
             f"marginal error of {worst:.1e}, above the tolerance {tolerance:.0e}, after {int(found.iterations[bad].max())} iterations. Raise max_iterations or "
             "tolerance, lower gamma, or check that a plan exists (mask)"
         )

@@ -225,11 +225,15 @@ class Derivative:
         found: list[Tensor | None] = [None] * 4
         if wanted[0] or wanted[3]:
             both = w_rows.unsqueeze(2) + w_columns.unsqueeze(1)
-            moved = -(plan * both) if weighted is None else torch.addcmul(weighted, plan, both, value=-1)
-            if wanted[0]:
-                found[0] = moved * -self._scale
+            in_place = weighted is not None and not is_differentiated(plan, weighted, both, self.gamma)
+            if weighted is None:
+                moved = -(plan * both)
+            else:
+                moved = weighted.addcmul_(plan, both, value=-1) if in_place else torch.addcmul(weighted, plan, both, value=-1)
             if wanted[3]:
                 found[3] = -(moved * self._slack(self.phi, self.psi)).sum((1, 2))
+            if wanted[0]:
+                found[0] = moved.mul_(-self._scale) if in_place else moved * -self._scale
         if wanted[1] or wanted[2]:
             found[1], found[2] = self._to_marginals(w_rows, w_columns, side_rows, side_columns, phi_bar, psi_bar)
         return found

@@ -149,7 +149,7 @@ def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, s
             return solution
     n = plan.shape[2]
     if n >= _LARGE:
-        diagonal = _safe(columns - (plan * plan * inverse).sum(1)).unsqueeze(2)
+        diagonal = _safe(columns - plan.square().mul_(inverse).sum(1)).unsqueeze(2)
         tolerance = _TOLERANCES.get(side.dtype, 1e-12)
         tried = conjugate_gradients(plan, rows, columns, side, lambda r: r / diagonal, tolerance, _worth(n))
         if bool(tried.converged.all()):
