@@ -92,10 +92,19 @@ def unbalance(rows: Tensor, columns: Tensor, rows_bar: Tensor, columns_bar: Tens
 
 def complete(cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """The potentials, where r or c is zero as functions of the others."""
+    phi = torch.where(rows > 0, phi, soft_minimum(cost, columns, psi, gamma))
+    psi = torch.where(columns > 0, psi, soft_minimum(cost.mT, rows, phi, gamma))
     return (
-        torch.where(rows > 0, phi, soft_minimum(cost, columns, psi, gamma)),
-        torch.where(columns > 0, psi, soft_minimum(cost.mT, rows, phi, gamma)),
+        torch.where(rows > 0, phi, phi - _share_of_empty(cost, columns, phi, psi, gamma)),
+        torch.where(columns > 0, psi, psi - _share_of_empty(cost.mT, rows, psi, phi, gamma)),
     )
+
+
+def _share_of_empty(cost: Tensor, weights: Tensor, phi: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
+    """What weights that are zero take from the soft minimum φ of the others: zero itself, but not its derivatives."""
+    free = (weights <= 0).unsqueeze(1) & torch.isfinite(cost)
+    exponents = torch.where(free, phi.unsqueeze(2) + psi.unsqueeze(1) - torch.where(free, cost, 0.0), 0.0) * gamma[:, None, None]
+    return (exponents.clamp_max(_BOUND).exp() * torch.where(free, weights.unsqueeze(1), 0.0)).sum(2).log1p() / gamma.unsqueeze(1)
 
 
 def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
@@ -177,13 +186,16 @@ class Derivative:
         self.given = rows, columns
         self._scale = gamma[:, None, None]
         self.empty = call.record.empty
-        self._shares = self._conditionals() if self.empty else (None, None)
+        self._shares, self._density = self._conditionals() if self.empty else (None, None)
+        self._blocks = (plan, plan)
+        if self._shares is not None:
+            r, c = balance(rows, columns)
+            self._blocks = torch.where(r.unsqueeze(2) > 0, plan, self._shares[0]), torch.where(c.unsqueeze(1) > 0, plan, self._shares[1])
 
-    def _solve(self, rows: Tensor, columns: Tensor, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    def _solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """K [·; ·] = [rows; columns]."""
-        system = Marginals(self.plan, *self._shares, self.call.record.factor, self.call.record.report)
+        system = Marginals(self.plan, *(self._blocks if self.empty else (None, None)), self.call.record.factor, self.call.record.report)
         if self.empty or is_differentiated(self.plan, rows, columns):
-            system = system.transpose() if transposed else system
             return system.solve(torch.cat([rows, columns], 1)).split([rows.shape[1], columns.shape[1]], 1)  # pyright: ignore[reportReturnType]
         return system.solve_pair(rows, columns)
 
@@ -192,15 +204,16 @@ class Derivative:
         forbidden = torch.isinf(self.cost)
         return torch.where(forbidden, 0.0, torch.where(forbidden, 0.0, self.cost) - phi.unsqueeze(2) - psi.unsqueeze(1))
 
-    def _conditionals(self) -> tuple[Tensor, Tensor]:
-        """Π of the rows where r = 0, the share of each pair for one unit of mass, and of such columns; 0 elsewhere."""
+    def _conditionals(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Π of the rows where r = 0, the share of each pair for one unit of mass, and of such columns; 0 elsewhere. P / rcᵀ of both."""
         rows, columns = balance(*self.given)
         empty_rows, empty_columns = rows.unsqueeze(2) == 0, columns.unsqueeze(1) == 0
         # The potential of what is empty is not free: it follows from the others.
         phi, psi = complete(self.cost, rows, columns, self.gamma, self.phi, self.psi)
         exponents = -self._slack(phi, psi) * self._scale
         density = torch.where(torch.isinf(self.cost) | ~(empty_rows | empty_columns), 0.0, exponents.clamp_max(_BOUND).exp())
-        return torch.where(empty_rows, density * columns.unsqueeze(1), 0.0), torch.where(empty_columns, density * rows.unsqueeze(2), 0.0)
+        shares = torch.where(empty_rows, density * columns.unsqueeze(1), 0.0), torch.where(empty_columns, density * rows.unsqueeze(2), 0.0)
+        return shares, torch.where(empty_rows & empty_columns, density, 0.0)
 
     def pull_back(self, plan_bar: Tensor | None, phi_bar: Tensor | None, psi_bar: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Cotangents of (M, r, c, γ)."""
@@ -210,10 +223,7 @@ class Derivative:
             side_rows, side_columns = torch.zeros_like(self.phi), torch.zeros_like(self.psi)
         else:
             weighted = plan * plan_bar
-            side_rows, side_columns = weighted.sum(2), weighted.sum(1)
-            of_rows, of_columns = self._shares
-            if of_rows is not None and of_columns is not None:
-                side_rows, side_columns = side_rows + (of_rows * plan_bar).sum(2), side_columns + (of_columns * plan_bar).sum(1)
+            side_rows, side_columns = self._sums(weighted, plan_bar)
         if phi_bar is not None:
             side_rows = side_rows + phi_bar / self.gamma.unsqueeze(1)
         if psi_bar is not None:
@@ -237,6 +247,12 @@ class Derivative:
         if wanted[1] or wanted[2]:
             found[1], found[2] = self._to_marginals(w_rows, w_columns, side_rows, side_columns, phi_bar, psi_bar)
         return found
+
+    def _sums(self, weighted: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(P∘V)1 and (P∘V)ᵀ1 of weighted = P∘V; with Π for P where it is empty."""
+        if self._shares is None:
+            return weighted.sum(2), weighted.sum(1)
+        return (self._blocks[0] * values).sum(2), (self._blocks[1] * values).sum(1)
 
     def _to_marginals(
         self,
@@ -265,18 +281,22 @@ class Derivative:
             total = total + cost_dot * self._scale
         if gamma_dot is not None:
             total = total + self._slack(self.phi, self.psi) * gamma_dot[:, None, None]
-        weighted = plan * total
-        side_rows, side_columns = r_dot + weighted.sum(2), c_dot + weighted.sum(1)
+        side_rows, side_columns = self._sums(plan * total, total)
+        rows, columns = balance(*self.given)
+        moved = torch.zeros_like(plan)
+        if self._shares is None or self._density is None:
+            side_rows, side_columns = side_rows + r_dot, side_columns + c_dot
+        else:  # what becomes of the mass that empty rows and columns get; dA is γ dφ there
+            moved = self._shares[0] * r_dot.unsqueeze(2) + self._shares[1] * c_dot.unsqueeze(1)
+            side_rows = side_rows + torch.where(rows > 0, r_dot - moved.sum(2), -(self._density * c_dot.unsqueeze(1)).sum(2))
+            side_columns = side_columns + torch.where(columns > 0, c_dot - moved.sum(1), -(self._density * r_dot.unsqueeze(2)).sum(1))
         if self.call.constrained:
-            a_dot, b_dot = self._solve(side_rows, side_columns, transposed=True)
+            a_dot, b_dot = self._solve(side_rows, side_columns)
         else:
-            rows, columns = balance(*self.given)
             a_dot, b_dot = r_dot / torch.where(rows > 0, rows, 1.0), c_dot / torch.where(columns > 0, columns, 1.0)
         plan_dot = plan * (a_dot.unsqueeze(2) + b_dot.unsqueeze(1) - total)
-        of_rows, of_columns = self._shares
-        if of_rows is not None and of_columns is not None:
-            plan_dot = plan_dot + of_rows * r_dot.unsqueeze(2) + of_columns * c_dot.unsqueeze(1)
-        rows, columns = balance(*self.given)
+        if self._shares is not None:
+            plan_dot = plan_dot + moved
         phi_dot = a_dot - torch.where(rows > 0, r_dot / torch.where(rows > 0, rows, 1.0), 0.0)
         psi_dot = b_dot - torch.where(columns > 0, c_dot / torch.where(columns > 0, columns, 1.0), 0.0)
         return plan_dot, phi_dot / gamma, psi_dot / gamma

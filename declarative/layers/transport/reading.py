@@ -71,10 +71,10 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
         cost, rows, columns, gamma = (t.float() if isinstance(t, Tensor) and t.dtype == dtype else t for t in (cost, rows, columns, gamma))
     if not m or not n:
         raise ValueError(f"{name} must have at least one row and one column, got {tuple(cost.shape)}")
+    if mask is not None:
+        cost = _masked(cost, mask, m, n, 0.0 if affinity else torch.inf)
     if affinity:  # the logarithm of 0 has no derivative to multiply by 0
         cost = torch.where(cost == 0, torch.inf, -torch.where(cost == 0, 1.0, cost).log())
-    if mask is not None:
-        cost = _masked(cost, mask, m, n)
     rows = _uniform(mask, cost, -1) if rows is None else _marginal("r", rows, cost, m)
     columns = _uniform(mask, cost, -2) if columns is None else _marginal("c", columns, cost, n)
     gamma = _tensor("gamma", gamma, cost)
@@ -130,13 +130,13 @@ def _marginal(name: str, value: Any, cost: Tensor, size: int) -> Tensor:
     return value
 
 
-def _masked(cost: Tensor, mask: Any, m: int, n: int) -> Tensor:
+def _masked(cost: Tensor, mask: Any, m: int, n: int, forbidden: float) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor (…, {m}, {n}), True where something may be sent, got {getattr(mask, 'dtype', type(mask).__name__)}")
     if mask.ndim < 2 or mask.shape[-2:] != (m, n):
         raise ValueError(f"mask must have shape (…, {m}, {n}), got {tuple(mask.shape)}")
     try:
-        return torch.where(mask, cost, torch.inf)
+        return torch.where(mask, cost, forbidden)
     except RuntimeError as error:
         if mask.device != cost.device:
             raise ValueError(f"mask is on {mask.device}, the costs are on {cost.device}") from error

@@ -173,11 +173,12 @@ class Marginals(Operator):
     the difference of the sums is shared out by mass: rows and columns of tiny mass keep their digits.
 
     Where r_i = 0 the equation of row i is divided by its mass before that vanishes: w_i + Σ_j Π_ij w_j, with Π the row's share for one
-    unit of mass; likewise for columns. So K = [R  P + E; (P + F)ᵀ  C], with 1 in R and C for what is empty.
+    unit of mass; likewise for columns. So K = [R  E; Fᵀ  C], with 1 in R and C for what is empty.
 
     Args:
         plan: P (b, m, n)
-        top, bottom: E and F (b, m, n): Π of the empty rows, and of the empty columns; None: nothing is empty, or what is plays no part.
+        top, bottom: E and F (b, m, n): P, but Π in the empty rows of E, and in the empty columns of F; None: nothing is empty, or what is
+            plays no part.
         factor: of a Schur complement near that of P, as a preconditioner.
         report: is told of samples whose plan falls apart.
     """
@@ -209,8 +210,8 @@ class Marginals(Operator):
     def matmul_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
         w_rows, w_columns = columns.split([rows.shape[1], sums.shape[1]], 1)
-        above = self.plan if self.top is None else self.plan + self.top
-        below = self.plan if self.bottom is None else self.plan + self.bottom
+        above = self.plan if self.top is None else self.top
+        below = self.plan if self.bottom is None else self.bottom
         product = torch.cat(
             [_safe(rows).unsqueeze(2) * w_rows + above @ w_columns, below.mT @ w_rows + _safe(sums).unsqueeze(2) * w_columns],
             1,
