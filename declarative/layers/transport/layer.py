@@ -57,8 +57,8 @@ class OptimalTransport(StatedTransport):
         broadcast. P (…, m, n). Costs may have any sign; +inf forbids a pair, and so does `mask` (…, m, n) where it is False (rows that
         it empties get no mass by default: padded problems).
 
-        r and c matter as distributions of one mass s = (Σr + Σc)/2: derivatives are those of P1 = r s/Σr, Pᵀ1 = c s/Σc, so
-        each has a gradient of its own although only matching masses are accepted.
+        r and c matter as distributions of one mass s = (Σr + Σc)/2: P1 = r s/Σr and Pᵀ1 = c s/Σc, so each has a gradient of its
+        own. Masses may differ by 1e-4, relatively (rounding, finite differences; in half precision 1e-2); more is an error.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, NaN, negative marginals, masses that differ, rows with mass and nowhere to go.
