@@ -228,7 +228,9 @@ def test_torch_func():
 
     for k in (0, 1):
         found = torch.func.jacrev(torch.func.grad(tiled, argnums=k), argnums=k)(x, b)
-        rows = torch.autograd.functional.hessian(lambda t, k=k: dense_divergence(*((t, y, a, b) if not k else (x, y, a, t / t.sum())), epsilon, None, 1000), (x, b)[k])
+        rows = torch.autograd.functional.hessian(
+            lambda t, k=k: dense_divergence(*((t, y, a, b) if not k else (x, y, a, t / t.sum())), epsilon, None, 1000), (x, b)[k]
+        )
         assert_same([found], [rows], 1e-9)
 
 

@@ -117,7 +117,7 @@ class Path:
         """Along the tangent as far as it stays near the path; `cold` samples start again at a smaller γ; the others stay."""
         gamma = np.where(cold, np.maximum(self.now / 10, self.least), self.now)
         psi = torch.where(self._device(cold), self.kernel.log_columns / self._device(gamma), self.kernel.full_psi())
-        stuck = moving & (self.ratio < _SHORT)
+        stuck, error = moving & (self.ratio < _SHORT), np.zeros_like(gamma)
         for _ in range(_TRIALS):
             if stuck.any():  # not even a small step stays near: Newton's step at the last point has to do
                 moving = moving & ~stuck
