@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types imports bench clean
+.PHONY: setup demo test lint types imports bench tutorials clean
 
 setup: .venv/ready
 
@@ -31,6 +31,11 @@ imports: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Executes every tutorial and writes its notebook. `make tutorials ONLY=05` for some.
+tutorials: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials]'
+	$(BIN)/python -m tutorials $(ONLY)
 
 clean:
 	rm -rf .venv outputs

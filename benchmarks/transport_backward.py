@@ -40,13 +40,14 @@ def backward_rows(n: int, batch: int, gamma: float, dtype: torch.dtype, effort: 
     P = layer(problem.M, problem.r, problem.c)
     by_block = ddn_transport.transport_backward(P, problem.r.expand(batch, n), problem.c.expand(batch, n), gamma)
 
+    # Both start from a graph that is there: a solve just before would leave one side's numbers in the cache and not the other's.
+    plan, plan_of_block = layer(M, problem.r, problem.c), by_block(M)
+
     def ours() -> Callable[[], Tensor]:
-        plan = layer(M, problem.r, problem.c)
-        return lambda: torch.autograd.grad(plan, M, V)[0]
+        return lambda: torch.autograd.grad(plan, M, V, retain_graph=True)[0]
 
     def block() -> Callable[[], Tensor]:
-        plan = by_block(M)
-        return lambda: torch.autograd.grad(plan, M, V)[0]
+        return lambda: torch.autograd.grad(plan_of_block, M, V, retain_graph=True)[0]
 
     exact = gradient(polished(P, problem), V, gamma)
     mine, theirs = (difference(run()().double(), exact) for run in (ours, block))

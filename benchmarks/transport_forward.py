@@ -21,8 +21,8 @@ from declarative.layers import OptimalTransport
 SUITE = "transport"
 PEERS = {"ddn": ddn_transport.ways, "POT": pot.ways, "RegOT": regot.ways, "OTT": ott.ways, "GeomLoss": geomloss.ways}
 SIZES, GAMMAS = (100, 500), (10.0, 100.0, 1000.0, 10000.0)
-# Scaling steps that a peer may take: what it needs up to γ = 1000, and half again. At γ = 10000 it would need some 100 000.
-LIMIT = 3000
+# Scaling steps that a peer may take: it needs 1800 up to γ = 1000, and at γ = 10000 some 100 000.
+LIMIT = 2000
 # From this γ on, how much faster than these.
 STEEP, FAR, SLOW_PEERS = 1000.0, 5.0, ("ddn", "POT")
 # A peer that took so many seconds is timed so.

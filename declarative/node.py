@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,11 @@ from declarative.solvers.user import UserSolve
 from declarative.structure.base import Operator
 from declarative.structure.constraints import Constant, ScaledIdentityInput, Sparse
 from declarative.structure.tags import Tag
-from declarative.transforms import current_level
+from declarative.transforms import current_level, uncompiled
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
 _HALF = (torch.float16, torch.bfloat16)  # computed in float32
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _uncompiled(method: Method) -> Method:
-    """torch.compile cannot trace a solve: it compiles the model around it."""
-    return torch.compiler.disable(method)  # pyright: ignore[reportReturnType]
 
 
 class DeclarativeNode(nn.Module):
@@ -140,7 +134,7 @@ class DeclarativeNode(nn.Module):
 
     # Using it.
 
-    @_uncompiled
+    @uncompiled
     def forward(self, *inputs: Tensor, in_dims: InDims = 0) -> Output:  # pyright: ignore[reportIncompatibleMethodOverride]
         """y, (b, *y_shape).
 
@@ -155,7 +149,7 @@ class DeclarativeNode(nn.Module):
         """
         return self._run(inputs, in_dims, None).y
 
-    @_uncompiled
+    @uncompiled
     def solution(self, *inputs: Tensor, in_dims: InDims = 0, init: Solution | Tensor | tuple[Tensor, ...] | None = None) -> Solution:
         """The solution y and all that is known about it: multipliers (differentiable), active set, status, iterations, residuals.
 

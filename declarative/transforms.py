@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def uncompiled(method: Method) -> Method:
+    """torch.compile cannot trace a solve: it compiles the model around it."""
+    return torch.compiler.disable(method)  # pyright: ignore[reportReturnType]
 
 
 def at_outer_levels(function: Callable[..., tuple[Tensor, ...]], operands: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from benchmarks.timing import peak_bytes
 from declarative import SolverError, SolverWarning, Status, certify, verify
 from declarative.layers import Auto, DualLBFGS, DualNewton, OptimalTransport, Potentials, Sinkhorn
 from problems.optimal_transport import Transport, balanced, two_by_two
@@ -167,6 +168,7 @@ def test_unrolled_is_the_same_and_approximate_is_not():
     P = OptimalTransport(tolerance=TIGHT)(M, r, c, gamma)
     assert torch.allclose(found["approximate"][0], -gamma[:, None, None] * P * V, atol=1e-12)
     assert (found["approximate"][0] - found["implicit"][0]).abs().max() > 1e-2
+    assert OptimalTransport(gradient="unrolled").solution(M).report.method == "Sinkhorn's iteration, unrolled"
     with pytest.raises(NotImplementedError, match="unrolled"):
         torch.func.vmap(OptimalTransport(gradient="unrolled"))(M)
 
@@ -290,6 +292,42 @@ def test_other_dtypes(dtype):
     exact = OptimalTransport(5.0)(M.double(), *balanced(r.double(), c.double()))
     assert torch.allclose(P.double(), exact, rtol=loose, atol=loose * 0.1)
     assert torch.autograd.grad(P.float().square().sum(), x)[0].dtype == dtype
+
+
+def test_gammas_that_belong_to_the_layer():
+    M, r, c, gamma = instance(3, 4, 5)
+    layer = OptimalTransport(gamma)
+    assert torch.equal(layer.state_dict()["gamma"], gamma)
+    assert torch.equal(layer(M, r, c), OptimalTransport()(M, r, c, gamma))
+    assert torch.equal(OptimalTransport(2)(M, r, c), OptimalTransport()(M, r, c, 2.0 * torch.ones(3, dtype=F64)))
+    with pytest.raises(ValueError, match=r"gamma must be positive and finite: 1 of 3 samples \(1\)"):
+        OptimalTransport(torch.tensor([1.0, -1.0, 1.0], dtype=F64))(M, r, c)
+    with pytest.raises(ValueError, match="gamma differs between samples"):
+        verify(layer, M, r, c)
+
+
+@pytest.mark.parametrize("method", [Auto(), Sinkhorn(), DualNewton(), DualLBFGS()])
+def test_progress_is_told(method):
+    M, r, c, _ = instance(2, 20, 20)
+    told = []
+    s = OptimalTransport(50.0, method=method, progress=told.append).solution(M, r, c)
+    assert told
+    assert all(p.total == 2 and 1 <= p.running <= 2 and p.residual > 0 for p in told)
+    assert [p.iteration for p in told] == sorted({p.iteration for p in told})
+    assert told[-1].iteration <= int(s.iterations.max())
+    assert "samples running, residual" in str(told[0])
+
+
+def test_memory_does_not_grow_with_the_iterations():
+    M, r, c, _ = instance(1, 40, 40)
+
+    def peak(count, **options):
+        layer = OptimalTransport(100.0, tolerance=1e-15, max_iterations=count, on_failure="nan", **options)
+        x = M.clone().requires_grad_()
+        return peak_bytes(lambda: torch.autograd.grad(layer(x, r, c).sum(), x))
+
+    assert peak(200, method=Sinkhorn()) <= 1.01 * peak(20, method=Sinkhorn())
+    assert peak(200, gradient="unrolled") > 5 * peak(20, gradient="unrolled")
 
 
 def test_warm_start():
@@ -452,10 +490,13 @@ def test_affinities_with_zeros():
         ({"r": torch.zeros(2), "c": torch.zeros(2)}, ValueError, "must have some mass"),
         ({"gamma": torch.tensor(-1.0)}, ValueError, "gamma must be positive"),
         ({"gamma": torch.tensor(torch.nan)}, ValueError, "gamma must be positive"),
-        ({"gamma": "1"}, TypeError, "gamma must be a tensor"),
+        ({"gamma": "1"}, TypeError, "gamma must be a number or a tensor"),
         ({"M": torch.zeros(3, 2, 2), "gamma": torch.ones(2)}, ValueError, "do not broadcast"),
         ({"mask": torch.ones(2, 2)}, TypeError, "mask must be a bool tensor"),
         ({"mask": torch.ones(2, 3, dtype=torch.bool)}, ValueError, "mask must have shape"),
+        ({"M": torch.zeros(3, 2, 2), "mask": torch.ones(4, 2, 2, dtype=torch.bool)}, ValueError, r"mask \(4, 2, 2\) .* do not broadcast"),
+        ({"init": (torch.zeros(3, 2), torch.zeros(3, 2))}, ValueError, r"init φ must broadcast to \(2,\), got \(3, 2\)"),
+        ({"init": (0.0, 0.0)}, TypeError, "init φ must be a tensor"),
         ({"mask": torch.tensor([[False, False], [True, True]]), "r": torch.ones(2) / 2}, ValueError, "a row has mass and nowhere to go"),
     ],
 )
@@ -483,6 +524,7 @@ def test_a_bad_sample_is_named():
         ({"method": "sinkhorn"}, TypeError, "method must be"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be"),
         ({"max_iterations": 0}, ValueError, "max_iterations must be"),
+        ({"progress": 3}, TypeError, "progress must be"),
     ],
 )
 def test_bad_options(arguments, error, message):
@@ -508,9 +550,38 @@ def test_failure_policies():
     assert bool((torch.isfinite(gradient[1])).all())
 
 
+def test_masses_that_no_plan_meets():
+    """Two rows that may send to the same column only, which wants less."""
+    mask = torch.tensor([[True, False, False], [True, False, False], [True, True, True]])
+    M = torch.stack([torch.rand(3, 3, dtype=F64)] * 2)
+    with pytest.warns(SolverWarning, match=r"1 of 2 samples \(1\) .* check that a plan exists"):
+        s = OptimalTransport().solution(M, mask=torch.stack([torch.ones(3, 3, dtype=torch.bool), mask]))
+    assert s.status.tolist() == [Status.CONVERGED, Status.MAX_ITERATIONS]
+    assert bool(torch.isfinite(s.y).all())
+    assert float(s.violation[1]) == pytest.approx(float((s.y[1].sum(1) - 1 / 3).abs().sum() + (s.y[1].sum(0) - 1 / 3).abs().sum()))
+    assert float(s.violation[1]) > 0.1
+
+
 def test_potentials_object_is_what_init_takes():
     M, r, c, gamma = instance(1, 4, 3)
     found = OptimalTransport().potentials(M, r, c, gamma)
     assert isinstance(found, Potentials)
     assert found.rows.shape == (1, 4)
     assert found.columns.shape == (1, 3)
+
+
+def test_a_model_around_it_compiles():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.transport = torch.nn.Linear(4, 4).double(), OptimalTransport(3.0)
+
+        def forward(self, x):
+            return (self.transport(torch.tanh(self.linear(x))) * torch.arange(4.0, dtype=F64)).square().sum()
+
+    net, x = Net(), torch.rand(2, 4, 4, dtype=F64)
+    plain = torch.autograd.grad(net(x), net.linear.weight)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its own making
+        compiled = torch.autograd.grad(torch.compile(net, backend="eager")(x), net.linear.weight)[0]
+    assert torch.allclose(plain, compiled, atol=1e-14)

@@ -149,12 +149,14 @@ def test_hessians_are_those_of_unrolling(which):
 def test_batches_costs_and_epsilons():
     x, y, a, b = clouds()
     xs, epsilons = torch.stack([x, x * 0.9]), torch.tensor([0.1, 0.3], dtype=F64)
+    city = []
     for tiled in (False, True):
         together = sinkhorn_divergence(xs, y, a, b, epsilons, tiled=tiled)
         assert together.shape == (2,)
         assert torch.allclose(together[1], sinkhorn_divergence(xs[1], y, a, b, 0.3), atol=1e-9)
-        distance = sinkhorn_divergence(x, y, a, b, cost=lambda p, q: (p.unsqueeze(-2) - q.unsqueeze(-3)).abs().sum(-1), tiled=tiled)
-        assert distance > 0
+        city.append(sinkhorn_divergence(x, y, a, b, cost=lambda p, q: (p.unsqueeze(-2) - q.unsqueeze(-3)).abs().sum(-1), tiled=tiled))
+    assert torch.allclose(*city, atol=1e-9)
+    assert (city[0] - sinkhorn_divergence(x, y, a, b)).abs() > 1e-3
     assert torch.func.vmap(lambda x: sinkhorn_divergence(x, y, a, b))(xs).shape == (2,)
     assert sinkhorn_divergence(x[:0].reshape(0, 5, 3), y).shape == (0,)
 
@@ -183,13 +185,36 @@ def test_zero_weights_are_no_points():
         ({"epsilon": "small"}, TypeError, "epsilon must be a number"),
         ({"a": torch.ones(3) / 3, "b": torch.ones(4)}, ValueError, "same mass"),
         ({"a": torch.ones(4) / 4}, ValueError, "must have shape"),
-        ({"epsilon": torch.tensor(-1.0)}, ValueError, "must be"),
+        ({"epsilon": torch.tensor(-1.0)}, ValueError, "epsilon.* must be positive|epsilon must be"),
+        ({"epsilon": torch.tensor(1.0, dtype=F64)}, TypeError, "epsilon has dtype"),
+        ({"y": torch.zeros(4, 2, dtype=F64)}, TypeError, "same dtype"),
+        ({"a": torch.ones(3, dtype=F64) / 3}, TypeError, "a has dtype torch.float64"),
+        ({"cost": "l1"}, TypeError, "cost must be a function"),
+        ({"cost": lambda x, y: (x @ y.mT).unsqueeze(-1)}, ValueError, r"cost\(x, y\) of . and . points must have shape"),
     ],
 )
 @pytest.mark.parametrize("tiled", [False, True])
 def test_bad_input(arguments, error, message, tiled):
     with pytest.raises(error, match=message):
         sinkhorn_divergence(**({"x": torch.zeros(3, 2), "y": torch.ones(4, 2)} | arguments), tiled=tiled)
+
+
+def test_options_of_tiles():
+    x, y, a, b = clouds()
+    stored = sinkhorn_divergence(x, y, a, b)
+    for options in ({"tile": 4}, {"coarsest": 10}, {"tile": 4, "tiled": True}):
+        assert torch.allclose(sinkhorn_divergence(x, y, a, b, **options), stored, atol=1e-9)
+    with pytest.raises(TypeError, match="without tiles the divergence knows no option tile"):
+        sinkhorn_divergence(x, y, tiled=False, tile=4)
+    with pytest.raises(TypeError, match="without tiles the divergence knows no option tile"):
+        sinkhorn_divergence(x, y, tile=4, gradient="implicit")
+    with pytest.raises(TypeError, match="in tiles the divergence knows no option gradient"):
+        sinkhorn_divergence(x, y, tiled=True, gradient="implicit")
+
+
+def test_complaints_name_what_the_caller_gave():
+    with pytest.raises(ValueError, match=r"sinkhorn_divergence.*r and c the weights.*r must be nonnegative"):
+        sinkhorn_divergence(torch.zeros(3, 2), torch.ones(4, 2), torch.tensor([1.5, -0.5, 0.0]))
 
 
 def test_a_loose_solve_warns():

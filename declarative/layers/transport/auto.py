@@ -24,10 +24,10 @@ class Auto(Method):
     """Sinkhorn's iteration, extrapolated, as long as its rate says that it ends sooner than Newton's method would; then Newton's method.
 
     Example:
-        >>> problem = Transport(torch.eye(2)[None], torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), torch.tensor([1.0]))
-        >>> Auto().solve(problem, None, tolerance=1e-5, max_iterations=100).plan
-        tensor([[[0.3655, 0.1345],
-                 [0.1345, 0.3655]]])
+        >>> M = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> OptimalTransport(1.0, method=Auto())(M)
+        tensor([[0.3655, 0.1345],
+                [0.1345, 0.3655]])
     """
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:

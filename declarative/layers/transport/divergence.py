@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch.nn.functional import pad
 
 from declarative.layers.transport.layer import OptimalTransport
 from declarative.layers.transport.point_cloud import CloudOptions, cloud_divergence
+from declarative.layers.transport.reading import positive
 
 _SMALL = 64  # up to here calls cost more than numbers, and three problems are best solved as one batch
 _LARGE = 4_000_000  # pairs from which on the divergence works in tiles
+_IN_TILES = {field.name for field in fields(CloudOptions)}
+_OF_TILES = {"tile", "coarsest"}  # those that mean nothing elsewhere
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,7 +54,7 @@ def sinkhorn_divergence(
         cost: cost(x, y) -> (…, n, m); None: squared Euclidean distances ‖x − y‖².
         tiled: True: no n × m matrix is stored; each is computed anew, in tiles, whenever it is needed. Time grows with n·m, memory with
             n + m. Reverse mode only, to any order: gradients and Hessian-vector products, one sample after another; finite costs without
-            parameters of their own. None: from four million pairs on, if the options allow it.
+            parameters of their own. None: from four million pairs on, or where `tile` or `coarsest` is given, if the other options allow it.
         options: of `OptimalTransport`; in tiles those of `CloudOptions`: tolerance, max_iterations, on_failure, tile, coarsest.
 
     Shapes:
@@ -68,28 +72,60 @@ def sinkhorn_divergence(
     """
     _check_points(x, y)
     _check_weights(x, y, a, b)
+    if isinstance(epsilon, Tensor) and epsilon.dtype != x.dtype:
+        raise TypeError(f"epsilon has dtype {epsilon.dtype}, the points have {x.dtype}; convert one of them")
+    if cost is not None and not callable(cost):
+        raise TypeError(f"cost must be a function of (x, y), got {cost!r}")
     n, m = x.shape[-2], y.shape[-2]
-    unknown = sorted(options.keys() - {field.name for field in fields(CloudOptions)})
-    if tiled is None:
-        tiled = n * m >= _LARGE and not unknown
-    if tiled:
-        if unknown:
-            raise TypeError(f"in tiles the divergence knows no option {', '.join(unknown)}: leave it out, or use tiled=False")
+    if _chooses_tiles(tiled, n * m, options.keys()):
         return _in_tiles(x, y, a, b, epsilon, cost, CloudOptions(**options))
-    measure = squared_distances if cost is None else cost
-    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / _positive(epsilon), **options)
+    transport = OptimalTransport(1.0 if isinstance(epsilon, Tensor) else 1 / positive("epsilon", epsilon), **options)
     gamma = 1 / epsilon if isinstance(epsilon, Tensor) else None
     pairs = ((x, y, a, b), (x, x, a, a), (y, y, b, b))
     if max(n, m) > _SMALL and 2 * max(n, m) ** 2 > n * n + m * m + n * m:
-        across, first, second = (transport.value(measure(p, q), r, c, gamma) for p, q, r, c in pairs)
+        across, first, second = (_apart(transport, _costs(cost, p, q), r, c, gamma) for p, q, r, c in pairs)
     else:
-        across, first, second = _together(transport, [(measure(p, q), r, c) for p, q, r, c in pairs], gamma)
+        across, first, second = _together(transport, [(_costs(cost, p, q), r, c) for p, q, r, c in pairs], gamma)
     return across - 0.5 * (first + second)
+
+
+def _chooses_tiles(tiled: bool | None, pairs: int, options: Set[str]) -> bool:
+    unknown, own = sorted(options - _IN_TILES), sorted(options & _OF_TILES)
+    if tiled is None:
+        tiled = (pairs >= _LARGE or bool(own)) and not unknown
+    if tiled and unknown:
+        raise TypeError(f"in tiles the divergence knows no option {', '.join(unknown)}: leave it out, or use tiled=False")
+    if not tiled and own:
+        raise TypeError(
+            f"without tiles the divergence knows no option {', '.join(own)}: leave it out, or use tiled=True with the options of `CloudOptions` alone"
+        )
+    return tiled
+
+
+def _costs(cost: Cost | None, x: Tensor, y: Tensor) -> Tensor:
+    if cost is None:
+        return squared_distances(x, y)
+    costs, expected = cost(x, y), (x.shape[-2], y.shape[-2])
+    if not isinstance(costs, Tensor) or costs.shape[-2:] != expected:
+        got = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
+        raise ValueError(f"cost(x, y) of {expected[0]} and {expected[1]} points must have shape (…, {expected[0]}, {expected[1]}), got {got}")
+    return costs
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """The layer's complaints in words that the caller can place."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"sinkhorn_divergence, in the problems (x, y), (x, x), (y, y) with M the costs, r and c the weights, gamma = 1/epsilon: {error}"
+        ) from error
 
 
 def _in_tiles(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | Tensor, cost: Cost | None, options: CloudOptions) -> Tensor:
     """One sample after the other."""
-    epsilon = epsilon if isinstance(epsilon, Tensor) else x.new_tensor(_positive(epsilon))
+    epsilon = epsilon if isinstance(epsilon, Tensor) else x.new_tensor(positive("epsilon", epsilon))
     given = [(x, 2), (y, 2), (a, 1), (b, 1), (epsilon, 0)]
     try:
         lead = torch.broadcast_shapes(*(t.shape[: t.ndim - k] for t, k in given if t is not None))
@@ -103,12 +139,9 @@ def _in_tiles(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, epsilon:
     return torch.stack(values).reshape(lead) if values else x.new_zeros(lead)
 
 
-def _positive(epsilon: Any) -> float:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
-        raise TypeError(f"epsilon must be a number or a tensor, got {type(epsilon).__name__}")
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
-    return epsilon
+def _apart(transport: OptimalTransport, cost: Tensor, r: Tensor | None, c: Tensor | None, gamma: Tensor | None) -> Tensor:
+    with _explained():
+        return transport.value(cost, r, c, gamma)
 
 
 def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor | None, Tensor | None]], gamma: Tensor | None) -> tuple[Tensor, ...]:
@@ -126,8 +159,8 @@ def _together(transport: OptimalTransport, problems: list[tuple[Tensor, Tensor |
         rows.append(pad(r, (0, size - m)).expand((*lead, size)))
         columns.append(pad(c, (0, size - n)).expand((*lead, size)))
         empty += (2 * size - m - n) * int(torch.Size(lead).numel())
-    values = transport.padded_value(torch.stack(costs), torch.stack(rows), torch.stack(columns), gamma, empty)
-    return values.unbind(0)
+    with _explained():
+        return transport.padded_value(torch.stack(costs), torch.stack(rows), torch.stack(columns), gamma, empty).unbind(0)
 
 
 def _check_points(x: Any, y: Any) -> None:
@@ -138,6 +171,8 @@ def _check_points(x: Any, y: Any) -> None:
             raise ValueError(f"{name} must have shape (…, points, d) with at least one point, got {tuple(value.shape)}")
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"x and y must have points of the same dimension, got {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.dtype != y.dtype:
+        raise TypeError(f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one of them")
 
 
 def _check_weights(x: Tensor, y: Tensor, a: Any, b: Any) -> None:
@@ -148,3 +183,5 @@ def _check_weights(x: Tensor, y: Tensor, a: Any, b: Any) -> None:
             raise TypeError(f"{name} must be a tensor of weights, got {type(weights).__name__}")
         if weights.ndim < 1 or weights.shape[-1] != points.shape[-2]:
             raise ValueError(f"{name} must have shape (…, {points.shape[-2]}), one weight for each point, got {tuple(weights.shape)}")
+        if weights.dtype != points.dtype:
+            raise TypeError(f"{name} has dtype {weights.dtype}, the points have {points.dtype}; convert one of them")

@@ -36,10 +36,10 @@ class DualLBFGS(Method):
         TypeError, ValueError: `memory` is not a positive int.
 
     Example:
-        >>> problem = Transport(torch.eye(2)[None], torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), torch.tensor([1.0]))
-        >>> DualLBFGS().solve(problem, None, tolerance=1e-5, max_iterations=100).plan
-        tensor([[[0.3655, 0.1345],
-                 [0.1345, 0.3655]]])
+        >>> M = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> OptimalTransport(1.0, method=DualLBFGS())(M)
+        tensor([[0.3655, 0.1345],
+                [0.1345, 0.3655]])
 
     Source: Qiu, Yin & Wang, "Efficient, stable, and analytic differentiation of the Sinkhorn loss", 2023; Liu & Nocedal 1989.
     """

@@ -28,10 +28,10 @@ class DualNewton(Method):
     columns a step is one Cholesky factor; beyond, it is conjugate gradients where they are faster.
 
     Example:
-        >>> problem = Transport(torch.eye(2)[None], torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), torch.tensor([1.0]))
-        >>> DualNewton().solve(problem, None, tolerance=1e-5, max_iterations=100).plan
-        tensor([[[0.3655, 0.1345],
-                 [0.1345, 0.3655]]])
+        >>> M = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> OptimalTransport(1.0, method=DualNewton())(M)
+        tensor([[0.3655, 0.1345],
+                [0.1345, 0.3655]])
 
     Source: Brauer, Clason, Lorenz & Wirth, "A Sinkhorn–Newton method for entropic optimal transport", 2017; Schmitzer, SIAM J. Sci.
     Comput. 41(3), 2019 (growing γ).

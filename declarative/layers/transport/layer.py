@@ -12,19 +12,23 @@ from torch import Tensor, nn
 
 from declarative.errors import SolverError, SolverWarning, name_samples
 from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
 from declarative.layers.transport.plan import Call, Record, balance, complete, transport_plan
-from declarative.layers.transport.reading import Read, check, read
+from declarative.layers.transport.reading import Read, check, positive, read
 from declarative.layers.transport.stated import Potentials, StatedTransport, multipliers_of, stationarity
 from declarative.layers.transport.statement import Found, Transport, no_iterations
 from declarative.layers.transport.unrolled import unrolled_plan
 from declarative.layers.transport.value import transport_value
 from declarative.node import InDims
 from declarative.solution import Solution, Status
+from declarative.solvers.base import ON_FAILURE_CHOICES
+from declarative.solvers.iterative import Progress
+from declarative.transforms import uncompiled
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
-ON_FAILURE = ("raise", "warn", "nan")
 INPUTS = ("cost", "affinity")
+_FAR = 1e3  # potentials farther apart than this many times the costs are no start
 
 
 class OptimalTransport(StatedTransport):
@@ -41,11 +45,12 @@ class OptimalTransport(StatedTransport):
         tolerance: of the relative marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr. None: 1e-10 in float64, 1e-5 in float32.
         max_iterations: of the method.
         gradient: "implicit": that of the solution. "approximate": with the potentials held fixed, as if there were no constraints.
-            "unrolled": through Sinkhorn's iterations, whose memory grows with them.
+            "unrolled": through Sinkhorn's iterations from a cold start, whose memory grows with them; `method`, `init` and `progress` play no
+            part then.
         on_failure: what to do about samples whose error stays above the tolerance: "warn" (a `SolverWarning`; their gradient is
             that of a problem with slightly different marginals), "raise" a `SolverError`, or "nan".
         input: "cost": the input is M. "affinity": the input is Q ≥ 0 with M = −log Q; 0 forbids a pair.
-        progress: called with a line of text now and then, `print` for example, or a function of (iteration, error).
+        progress: called with a `declarative.solvers.Progress` now and then: `print`, for example.
 
     Shapes:
         M (…, m, n); r (…, m), c (…, n), nonnegative and of the same mass, uniform where None; γ (…,). Leading dimensions
@@ -79,23 +84,22 @@ class OptimalTransport(StatedTransport):
         gradient: str = "implicit",
         on_failure: str = "warn",
         input: str = "cost",  # noqa: A002
-        progress: Callable[..., Any] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(gamma, Tensor):
-            if isinstance(gamma, bool) or not isinstance(gamma, int | float):
-                raise TypeError(f"gamma must be a number or a tensor, got {type(gamma).__name__}")
-            if not 0 < gamma < float("inf"):
-                raise ValueError(f"gamma must be positive and finite, got {gamma}")
-        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE), ("input", input, INPUTS)):
+            positive("OptimalTransport: gamma", gamma)
+        for name, value, choices in (("gradient", gradient, GRADIENTS), ("on_failure", on_failure, ON_FAILURE_CHOICES), ("input", input, INPUTS)):
             if value not in choices:
                 raise ValueError(f"OptimalTransport({name}=...) must be one of {choices}, got {value!r}")
         if method is not None and not isinstance(method, Method):
-            raise TypeError(f"method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
+            raise TypeError(f"OptimalTransport: method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
         if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
-            raise ValueError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
+            raise ValueError(f"OptimalTransport: tolerance must be a number between 0 and 1, got {tolerance!r}")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-            raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+            raise ValueError(f"OptimalTransport: max_iterations must be a positive int, got {max_iterations!r}")
+        if progress is not None and not callable(progress):
+            raise TypeError(f"OptimalTransport: progress must be a function of a Progress, such as print, got {progress!r}")
         if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
             self.register_buffer("gamma", gamma)
         else:
@@ -105,6 +109,7 @@ class OptimalTransport(StatedTransport):
 
     # Using it.
 
+    @uncompiled
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         M: Tensor,
@@ -126,9 +131,10 @@ class OptimalTransport(StatedTransport):
         """
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*_present((M, r, c, gamma)), in_dims=in_dims)  # pyright: ignore[reportReturnType]
-        given, outputs, _ = self._find((M, r, c, gamma), mask, init, in_dims)
-        return given.shaped(outputs[0])
+        given, (plan, *_, converged), _ = self._find((M, r, c, gamma), mask, init, in_dims)
+        return given.shaped(self._marked(plan, converged))
 
+    @uncompiled
     def solution(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         M: Tensor,
@@ -151,8 +157,8 @@ class OptimalTransport(StatedTransport):
         found = self._potentials(given, phi, psi, call.record)
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
         fields = {
-            "y": plan,
-            "equality_multipliers": multipliers_of(found.rows, found.columns, given.gamma),
+            "y": self._marked(plan, converged),
+            "equality_multipliers": self._marked(multipliers_of(found.rows, found.columns, given.gamma), converged),
             "inequality_multipliers": none,
             "active": mask_none,
             "weakly_active": mask_none,
@@ -164,6 +170,7 @@ class OptimalTransport(StatedTransport):
         shown = Potentials(given.shaped(found.rows), given.shaped(found.columns))
         return Solution(**{k: given.shaped(v) for k, v in fields.items()}, report=call.record.report, workspace=shown)
 
+    @uncompiled
     def potentials(
         self,
         M: Tensor,
@@ -176,10 +183,11 @@ class OptimalTransport(StatedTransport):
         in_dims: InDims = 0,
     ) -> Potentials:
         """φ (…, m) and ψ (…, n), differentiable, with P_ij = r_i c_j exp(γ(φ_i + ψ_j − M_ij)) and ⟨φ, r⟩ = ⟨ψ, c⟩."""
-        given, (_, phi, psi, *_), call = self._find((M, r, c, gamma), mask, init, in_dims)
+        given, (_, phi, psi, *_, converged), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
-        return Potentials(given.shaped(found.rows), given.shaped(found.columns))
+        return Potentials(*(given.shaped(self._marked(t, converged)) for t in (found.rows, found.columns)))
 
+    @uncompiled
     def value(
         self,
         M: Tensor,
@@ -194,18 +202,19 @@ class OptimalTransport(StatedTransport):
         """The optimal value ⟨P, M⟩ + (1/γ) KL(P ‖ r cᵀ), (…,): differentiable to any order; its gradient solves no linear system."""
         return self._value(*self._find((M, r, c, gamma), mask, init, in_dims))
 
+    @uncompiled
     def padded_value(self, M: Tensor, r: Tensor, c: Tensor, gamma: Tensor | None, empty: int) -> Tensor:
         """`value` of problems with so many entries of r and c, in all, that are zero because they pad; their own gradients are not needed."""
         return self._value(*self._find((M, r, c, gamma), None, None, 0, empty))
 
     def _value(self, given: Read, outputs: tuple[Tensor, ...], call: Call) -> Tensor:
-        plan, phi, psi, *_ = outputs
+        plan, phi, psi, *_, converged = outputs
         if self.gradient == "unrolled":
-            return given.shaped((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)))
+            return given.shaped(self._marked((plan * (phi.unsqueeze(2) + psi.unsqueeze(1))).sum((1, 2)), converged))
         rows, columns = balance(given.rows, given.columns)
         if call.record.empty:
             phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
-        return given.shaped(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi))
+        return given.shaped(self._marked(transport_value(given.cost, rows, columns, given.gamma, plan, phi, psi), converged))
 
     def _given(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None = None) -> Read:
         M, r, c, gamma = (*inputs, *([None] * (4 - len(inputs))))
@@ -233,7 +242,7 @@ class OptimalTransport(StatedTransport):
         apart = torch.inf if self.polish else given.mass_tolerance
 
         def prepare(problem: Transport) -> Transport:
-            record.forbidden = check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
+            check(problem, "Q" if self.input == "affinity" else "M", marginals=own, apart=apart)
             if not own:
                 return problem
             rows, columns = balance(problem.rows, problem.columns)
@@ -243,20 +252,27 @@ class OptimalTransport(StatedTransport):
         def solve(problem: Transport) -> Found:
             if not problem.gamma.shape[0]:
                 return Found(torch.zeros_like(problem.cost), problem.rows, problem.columns, problem.gamma, no_iterations(problem), problem.gamma > 0)
-            return self.method.solve(problem, start, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
+            init = None if start is None else _usable(start, problem)
+            return self.method.solve(problem, init, tolerance=tolerance, max_iterations=self.max_iterations, progress=self.progress)
 
         def finish(found: Found) -> Found:
             return found if bool(found.converged.all()) or self.polish else self._failed(found, tolerance)
 
         return Call(prepare, solve, finish, self.gradient != "approximate", tolerance, self.max_iterations, record)
 
+    def _marked(self, result: Tensor, converged: Tensor) -> Tensor:
+        """NaN where the method failed, if that is what was asked for: added, so that what does not use these samples gets no NaN as gradient."""
+        if self.on_failure != "nan" or self.polish:
+            return result
+        return result + torch.where(converged, 0.0, torch.nan).to(result.dtype).reshape(-1, *[1] * (result.ndim - 1))
+
     def _failed(self, found: Found, tolerance: float) -> Found:
         bad = ~found.converged
         if self.on_failure == "nan":
-            return replace(found, plan=torch.where(bad[:, None, None], torch.nan, found.plan))
-        worst = float(found.error[bad].max())
+            return found
+        worst, by = float(found.error[bad].max()), "unrolled iterations" if self.gradient == "unrolled" else type(self.method).__name__
         message = (
-            f"{type(self).__name__}, by {type(self.method).__name__}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
+            f"{type(self).__name__}, by {by}: {name_samples(bad.nonzero().squeeze(1).tolist(), bad.shape[0])} stopped at a relative "
             f"marginal error of {worst:.1e}, above the tolerance {tolerance:.0e}, after {int(found.iterations[bad].max())} iterations. Raise max_iterations or "
             "tolerance, lower gamma, or check that a plan exists (mask)"
         )
@@ -296,3 +312,11 @@ def _read_init(init: Any, given: Read) -> tuple[Tensor, Tensor]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"init must be a Solution of this layer, Potentials or a pair (φ, ψ), got {type(init).__name__}")
     return given.flat("init φ", pair[0], given.rows.shape[1]), given.flat("init ψ", pair[1], given.columns.shape[1])
+
+
+def _usable(start: tuple[Tensor, Tensor], problem: Transport) -> tuple[Tensor, Tensor]:
+    """The start of each sample, without a constant; a cold one where it is not finite, or so large that rounding would change the costs."""
+    limit = _FAR * (spread(problem.cost).flatten() + 1 / problem.gamma).unsqueeze(1)
+    centred = [x - x.mean(1, keepdim=True) for x in start]
+    near = [torch.where((x.abs() <= limit).all(1, keepdim=True), x, 0.0) for x in centred]
+    return near[0], near[1]

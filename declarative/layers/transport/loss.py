@@ -32,7 +32,7 @@ class SinkhornLoss(nn.Module):
         >>> SinkhornLoss(gamma=2.0)(M), SinkhornLoss(gamma=2.0, regularised=True)(M)
         (tensor(0.1192), tensor(0.2831))
 
-    Source: Qiu, Yin & Wang, "Efficient, stable, and analytic differentiation of the Sinkhorn loss", ICLR 2024.
+    Source: Qiu, Yin & Wang, "Efficient, stable, and analytic differentiation of the Sinkhorn loss", preprint 2023.
     """
 
     def __init__(self, gamma: float | Tensor = 1.0, *, regularised: bool = False, **options: Any) -> None:
@@ -55,6 +55,8 @@ class SinkhornLoss(nn.Module):
         if self.regularised:
             return self.transport.value(M, r, c, gamma, mask=mask, init=init)
         plan = self.transport(M, r, c, gamma, mask=mask, init=init)
-        # Where nothing is sent the cost may be infinite.
-        cost = torch.where(plan > 0, M, 1.0)
-        return (plan * (-cost.log() if self.transport.input == "affinity" else cost)).sum((-2, -1))
+        affinity = self.transport.input == "affinity"
+        # Forbidden pairs cost nothing: no mass goes there. Rows and columns without mass keep their costs, which mass would have to pay.
+        forbidden = M == 0 if affinity else torch.isinf(M)
+        cost = torch.where(forbidden if mask is None else forbidden | ~mask, 1.0, M)
+        return (plan * (-cost.log() if affinity else cost)).sum((-2, -1))

@@ -6,7 +6,9 @@ With A_i = log r_i + γφ_i and B_j = log c_j + γψ_j the plan is P_ij = exp(A_
 
 and for a cotangent V of P, with K w = [(P∘V)1; (P∘V)ᵀ1] and U = P∘(V − w_r 1ᵀ − 1 w_cᵀ),
 
-    M̄ = −γU,   γ̄ = −⟨U, M⟩,   r̄ = w_r,   c̄ = w_c.
+    M̄ = −γU,   γ̄ = −⟨U, M⟩ = −⟨U, M − φ1ᵀ − 1ψᵀ⟩,   r̄ = w_r,   c̄ = w_c.
+
+φ and ψ stand in γ̄ for the digits that a large constant in M would cost, and in T likewise: then dA and dB lose φ dγ and ψ dγ.
 
 Where r_i = 0 the equation of row i is taken in the limit, divided by its mass: P_ij / r_i = c_j exp(γ(φ_i + ψ_j − M_ij)) (system.py).
 One linear system, one right-hand side; everything else is elementwise.
@@ -15,16 +17,18 @@ One linear system, one right-hand side; everything else is elementwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from declarative.layers.transport.statement import Found, Transport, soft_minimum
 from declarative.layers.transport.system import Marginals
 from declarative.solution import DerivativeReport
-from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, unfolded
+from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, transforms_active, unfolded
 
 _BOUND = 80.0  # of exponents where no mass is: pairs of an empty row and an empty column have no bound of their own
 
@@ -39,7 +43,6 @@ class Record:
 
     factor: Tensor | None = None
     empty: bool = False
-    forbidden: bool = False
     report: DerivativeReport = field(default_factory=DerivativeReport)
 
 
@@ -64,6 +67,12 @@ class Call:
     record: Record = field(default_factory=Record)
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their factors, also where the caller works under autocast."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def balance(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Marginals of one mass, the mean of both: what gives derivatives with respect to r alone, or c alone, a meaning."""
     row_mass, column_mass = rows.sum(-1, keepdim=True), columns.sum(-1, keepdim=True)
@@ -83,10 +92,19 @@ def unbalance(rows: Tensor, columns: Tensor, rows_bar: Tensor, columns_bar: Tens
 
 def complete(cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """The potentials, where r or c is zero as functions of the others."""
+    phi = torch.where(rows > 0, phi, soft_minimum(cost, columns, psi, gamma))
+    psi = torch.where(columns > 0, psi, soft_minimum(cost.mT, rows, phi, gamma))
     return (
-        torch.where(rows > 0, phi, soft_minimum(cost, columns, psi, gamma)),
-        torch.where(columns > 0, psi, soft_minimum(cost.mT, rows, phi, gamma)),
+        torch.where(rows > 0, phi, phi - _share_of_empty(cost, columns, phi, psi, gamma)),
+        torch.where(columns > 0, psi, psi - _share_of_empty(cost.mT, rows, psi, phi, gamma)),
     )
+
+
+def _share_of_empty(cost: Tensor, weights: Tensor, phi: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
+    """What weights that are zero take from the soft minimum φ of the others: zero itself, but not its derivatives."""
+    free = (weights <= 0).unsqueeze(1) & torch.isfinite(cost)
+    exponents = torch.where(free, phi.unsqueeze(2) + psi.unsqueeze(1) - torch.where(free, cost, 0.0), 0.0) * gamma[:, None, None]
+    return (exponents.clamp_max(_BOUND).exp() * torch.where(free, weights.unsqueeze(1), 0.0)).sum(2).log1p() / gamma.unsqueeze(1)
 
 
 def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
@@ -95,14 +113,18 @@ def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamm
     P is differentiable; φ and ψ are where their marginal is positive, and downstream functions of them must not change with
     (φ + t, ψ − t).
     """
-    return _Plan.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
+    if not is_differentiated(cost, rows, columns, gamma):
+        return _Plan.forward(call, cost, rows, columns, gamma)
+    function = _Plan if transforms_active() or forward_ad._current_level >= 0 else _Recorded
+    return function.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
 
 
 class _Plan(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         problem = Transport(cost.detach(), rows.detach(), columns.detach(), gamma.detach())
-        found = call.finish(call.solve(call.prepare(problem)))
+        with full_precision(cost):
+            found = call.finish(call.solve(call.prepare(problem)))
         record = call.record
         record.factor, record.report.method = found.factor, found.method
         return found.plan, found.rows, found.columns, found.error, found.iterations, found.converged
@@ -123,7 +145,8 @@ class _Plan(torch.autograd.Function):
         at = Derivative(ctx.call, *(alive(t) for t in ctx.saved_tensors))
         if all(c is None for c in cotangents[:3]):
             return None, None, None, None, None
-        return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
+        with full_precision(at.plan):
+            return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -131,7 +154,8 @@ class _Plan(torch.autograd.Function):
         call, count = ctx.call, len(ctx.saved_tensors)
 
         def push(*operands: Any) -> tuple[Tensor, ...]:
-            return Derivative(call, *operands[:count]).push_forward(*operands[count:])
+            with full_precision(operands[0]):
+                return Derivative(call, *operands[:count]).push_forward(*operands[count:])
 
         return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), None, None, None
 
@@ -142,6 +166,18 @@ class _Plan(torch.autograd.Function):
         return tuple(unfolded(o, size) for o in outputs), (0,) * len(outputs)
 
 
+class _Recorded(torch.autograd.Function):
+    """The same in torch's older form, which only plain reverse mode takes: it does not look up a signature at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = _Plan.forward(call, *tensors)
+        _Plan.setup_context(ctx, (call, *tensors), output)
+        return output
+
+    backward = _Plan.backward
+
+
 class Derivative:
     """The derivative at a plan, in differentiable torch: of its inputs and of itself."""
 
@@ -150,29 +186,34 @@ class Derivative:
         self.given = rows, columns
         self._scale = gamma[:, None, None]
         self.empty = call.record.empty
-        self._shares = self._conditionals() if self.empty else (None, None)
+        self._shares, self._density = self._conditionals() if self.empty else (None, None)
+        self._blocks = (plan, plan)
+        if self._shares is not None:
+            r, c = balance(rows, columns)
+            self._blocks = torch.where(r.unsqueeze(2) > 0, plan, self._shares[0]), torch.where(c.unsqueeze(1) > 0, plan, self._shares[1])
 
-    def _solve(self, rows: Tensor, columns: Tensor, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    def _solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """K [·; ·] = [rows; columns]."""
-        system = Marginals(self.plan, *self._shares, self.call.record.factor, self.call.record.report)
+        system = Marginals(self.plan, *(self._blocks if self.empty else (None, None)), self.call.record.factor, self.call.record.report)
         if self.empty or is_differentiated(self.plan, rows, columns):
-            system = system.transpose() if transposed else system
             return system.solve(torch.cat([rows, columns], 1)).split([rows.shape[1], columns.shape[1]], 1)  # pyright: ignore[reportReturnType]
         return system.solve_pair(rows, columns)
 
-    def _finite_cost(self) -> Tensor:
-        """M, with 0 for forbidden pairs."""
-        return torch.where(torch.isinf(self.cost), 0.0, self.cost)
+    def _slack(self, phi: Tensor, psi: Tensor) -> Tensor:
+        """M − φ1ᵀ − 1ψᵀ, with 0 for forbidden pairs."""
+        forbidden = torch.isinf(self.cost)
+        return torch.where(forbidden, 0.0, torch.where(forbidden, 0.0, self.cost) - phi.unsqueeze(2) - psi.unsqueeze(1))
 
-    def _conditionals(self) -> tuple[Tensor, Tensor]:
-        """Π of the rows where r = 0, the share of each pair for one unit of mass, and of such columns; 0 elsewhere."""
+    def _conditionals(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Π of the rows where r = 0, the share of each pair for one unit of mass, and of such columns; 0 elsewhere. P / rcᵀ of both."""
         rows, columns = balance(*self.given)
         empty_rows, empty_columns = rows.unsqueeze(2) == 0, columns.unsqueeze(1) == 0
         # The potential of what is empty is not free: it follows from the others.
         phi, psi = complete(self.cost, rows, columns, self.gamma, self.phi, self.psi)
-        gap = phi.unsqueeze(2) + psi.unsqueeze(1) - self._finite_cost()
-        density = torch.where(torch.isinf(self.cost) | ~(empty_rows | empty_columns), 0.0, (gap * self._scale).clamp_max(_BOUND).exp())
-        return torch.where(empty_rows, density * columns.unsqueeze(1), 0.0), torch.where(empty_columns, density * rows.unsqueeze(2), 0.0)
+        exponents = -self._slack(phi, psi) * self._scale
+        density = torch.where(torch.isinf(self.cost) | ~(empty_rows | empty_columns), 0.0, exponents.clamp_max(_BOUND).exp())
+        shares = torch.where(empty_rows, density * columns.unsqueeze(1), 0.0), torch.where(empty_columns, density * rows.unsqueeze(2), 0.0)
+        return shares, torch.where(empty_rows & empty_columns, density, 0.0)
 
     def pull_back(self, plan_bar: Tensor | None, phi_bar: Tensor | None, psi_bar: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Cotangents of (M, r, c, γ)."""
@@ -182,10 +223,7 @@ class Derivative:
             side_rows, side_columns = torch.zeros_like(self.phi), torch.zeros_like(self.psi)
         else:
             weighted = plan * plan_bar
-            side_rows, side_columns = weighted.sum(2), weighted.sum(1)
-            of_rows, of_columns = self._shares
-            if of_rows is not None and of_columns is not None:
-                side_rows, side_columns = side_rows + (of_rows * plan_bar).sum(2), side_columns + (of_columns * plan_bar).sum(1)
+            side_rows, side_columns = self._sums(weighted, plan_bar)
         if phi_bar is not None:
             side_rows = side_rows + phi_bar / self.gamma.unsqueeze(1)
         if psi_bar is not None:
@@ -197,19 +235,24 @@ class Derivative:
         found: list[Tensor | None] = [None] * 4
         if wanted[0] or wanted[3]:
             both = w_rows.unsqueeze(2) + w_columns.unsqueeze(1)
-            moved = -(plan * both) if weighted is None else torch.addcmul(weighted, plan, both, value=-1)
-            if wanted[0]:
-                found[0] = moved * -self._scale
+            in_place = weighted is not None and not is_differentiated(plan, weighted, both, self.gamma)
+            if weighted is None:
+                moved = -(plan * both)
+            else:
+                moved = weighted.addcmul_(plan, both, value=-1) if in_place else torch.addcmul(weighted, plan, both, value=-1)
             if wanted[3]:
-                found[3] = -(moved * self._finite_cost()).sum((1, 2)) - self._through_potentials(phi_bar, psi_bar)
+                found[3] = -(moved * self._slack(self.phi, self.psi)).sum((1, 2))
+            if wanted[0]:
+                found[0] = moved.mul_(-self._scale) if in_place else moved * -self._scale
         if wanted[1] or wanted[2]:
             found[1], found[2] = self._to_marginals(w_rows, w_columns, side_rows, side_columns, phi_bar, psi_bar)
         return found
 
-    def _through_potentials(self, phi_bar: Tensor | None, psi_bar: Tensor | None) -> Tensor | float:
-        """φ = (A − log r)/γ moves with γ at fixed A and r."""
-        terms = [(bar * value).sum(1) for bar, value in ((phi_bar, self.phi), (psi_bar, self.psi)) if bar is not None]
-        return sum(terms, start=torch.zeros(())) / self.gamma if terms else 0.0
+    def _sums(self, weighted: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(P∘V)1 and (P∘V)ᵀ1 of weighted = P∘V; with Π for P where it is empty."""
+        if self._shares is None:
+            return weighted.sum(2), weighted.sum(1)
+        return (self._blocks[0] * values).sum(2), (self._blocks[1] * values).sum(1)
 
     def _to_marginals(
         self,
@@ -237,23 +280,25 @@ class Derivative:
         if cost_dot is not None:
             total = total + cost_dot * self._scale
         if gamma_dot is not None:
-            total = total + self._finite_cost() * gamma_dot[:, None, None]
-        weighted = plan * total
-        side_rows, side_columns = r_dot + weighted.sum(2), c_dot + weighted.sum(1)
+            total = total + self._slack(self.phi, self.psi) * gamma_dot[:, None, None]
+        side_rows, side_columns = self._sums(plan * total, total)
+        rows, columns = balance(*self.given)
+        moved = torch.zeros_like(plan)
+        if self._shares is None or self._density is None:
+            side_rows, side_columns = side_rows + r_dot, side_columns + c_dot
+        else:  # what becomes of the mass that empty rows and columns get; dA is γ dφ there
+            moved = self._shares[0] * r_dot.unsqueeze(2) + self._shares[1] * c_dot.unsqueeze(1)
+            side_rows = side_rows + torch.where(rows > 0, r_dot - moved.sum(2), -(self._density * c_dot.unsqueeze(1)).sum(2))
+            side_columns = side_columns + torch.where(columns > 0, c_dot - moved.sum(1), -(self._density * r_dot.unsqueeze(2)).sum(1))
         if self.call.constrained:
-            a_dot, b_dot = self._solve(side_rows, side_columns, transposed=True)
+            a_dot, b_dot = self._solve(side_rows, side_columns)
         else:
-            rows, columns = balance(*self.given)
             a_dot, b_dot = r_dot / torch.where(rows > 0, rows, 1.0), c_dot / torch.where(columns > 0, columns, 1.0)
         plan_dot = plan * (a_dot.unsqueeze(2) + b_dot.unsqueeze(1) - total)
-        of_rows, of_columns = self._shares
-        if of_rows is not None and of_columns is not None:
-            plan_dot = plan_dot + of_rows * r_dot.unsqueeze(2) + of_columns * c_dot.unsqueeze(1)
-        rows, columns = balance(*self.given)
+        if self._shares is not None:
+            plan_dot = plan_dot + moved
         phi_dot = a_dot - torch.where(rows > 0, r_dot / torch.where(rows > 0, rows, 1.0), 0.0)
         psi_dot = b_dot - torch.where(columns > 0, c_dot / torch.where(columns > 0, columns, 1.0), 0.0)
-        if gamma_dot is not None:
-            phi_dot, psi_dot = phi_dot - self.phi * gamma_dot.unsqueeze(1), psi_dot - self.psi * gamma_dot.unsqueeze(1)
         return plan_dot, phi_dot / gamma, psi_dot / gamma
 
     def _balanced_tangents(self, rows_dot: Tensor | None, columns_dot: Tensor | None) -> tuple[Tensor, Tensor]:

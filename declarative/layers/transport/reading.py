@@ -13,7 +13,7 @@ from declarative.errors import name_samples
 from declarative.layers.transport.statement import Transport
 
 _HALF = (torch.float16, torch.bfloat16)
-MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
+_MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 _HALF_MASS = 1e-2
 
 
@@ -47,15 +47,16 @@ class Read:
 
     def flat(self, name: str, tensor: Any, size: int) -> Tensor:
         """A warm start (…, size) as (b, size)."""
-        tensor = _tensor(name, tensor.to(self.cost) if isinstance(tensor, Tensor) and tensor.dtype == self.dtype else tensor, self.cost)
-        if tensor.ndim < 1 or tensor.shape[-1] != size:
-            raise ValueError(f"{name} must have shape (…, {size}), got {tuple(tensor.shape)}")
-        return tensor.detach().expand((*self.lead, size)).reshape(-1, size)
+        tensor = _marginal(name, tensor.to(self.cost) if isinstance(tensor, Tensor) and tensor.dtype == self.dtype else tensor, self.cost, size).detach()
+        try:
+            return tensor.expand((*self.lead, size)).reshape(-1, size)
+        except RuntimeError as error:
+            raise ValueError(f"{name} must broadcast to {(*self.lead, size)}, got {tuple(tensor.shape)}") from error
 
 
 def mass_tolerance(dtype: torch.dtype) -> float:
     """How far, relatively, the masses of r and c may differ."""
-    return _HALF_MASS if dtype in _HALF else MASS
+    return _HALF_MASS if dtype in _HALF else _MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
@@ -70,18 +71,21 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
         cost, rows, columns, gamma = (t.float() if isinstance(t, Tensor) and t.dtype == dtype else t for t in (cost, rows, columns, gamma))
     if not m or not n:
         raise ValueError(f"{name} must have at least one row and one column, got {tuple(cost.shape)}")
+    if mask is not None:
+        cost = _masked(cost, mask, m, n, 0.0 if affinity else torch.inf)
     if affinity:  # the logarithm of 0 has no derivative to multiply by 0
         cost = torch.where(cost == 0, torch.inf, -torch.where(cost == 0, 1.0, cost).log())
-    if mask is not None:
-        cost = _masked(cost, mask, m, n)
     rows = _uniform(mask, cost, -1) if rows is None else _marginal("r", rows, cost, m)
     columns = _uniform(mask, cost, -2) if columns is None else _marginal("c", columns, cost, n)
     gamma = _tensor("gamma", gamma, cost)
-    try:
-        lead = tuple(torch.broadcast_shapes(cost.shape[:-2], rows.shape[:-1], columns.shape[:-1], gamma.shape))
-    except RuntimeError as error:
-        shapes = f"{name} {tuple(cost.shape)}, r {tuple(rows.shape)}, c {tuple(columns.shape)}, gamma {tuple(gamma.shape)}"
-        raise ValueError(f"the leading dimensions do not broadcast: {shapes}") from error
+    leads = (cost.shape[:-2], rows.shape[:-1], columns.shape[:-1], gamma.shape)
+    lead = tuple(leads[0])
+    if any(other not in ((), lead) for other in leads[1:]):  # torch.broadcast_shapes takes longer than the rest together
+        try:
+            lead = tuple(torch.broadcast_shapes(*leads))
+        except RuntimeError as error:
+            shapes = f"{name} {tuple(cost.shape)}, r {tuple(rows.shape)}, c {tuple(columns.shape)}, gamma {tuple(gamma.shape)}"
+            raise ValueError(f"the leading dimensions do not broadcast: {shapes}") from error
     return Read(_flat(cost, lead, 2), _flat(rows, lead, 1), _flat(columns, lead, 1), _flat(gamma, lead, 0), lead, dtype)
 
 
@@ -99,12 +103,21 @@ def _count(lead: Sequence[int]) -> int:
 def _tensor(name: str, value: Any, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
         return torch.full((), value, dtype=like.dtype, device=like.device)
     if value.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {value.dtype}, the costs have {like.dtype}; convert one of them")
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device}, the costs are on {like.device}")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """A number between 0 and ∞, or an error."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
     return value
 
 
@@ -117,12 +130,17 @@ def _marginal(name: str, value: Any, cost: Tensor, size: int) -> Tensor:
     return value
 
 
-def _masked(cost: Tensor, mask: Any, m: int, n: int) -> Tensor:
+def _masked(cost: Tensor, mask: Any, m: int, n: int, forbidden: float) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor (…, {m}, {n}), True where something may be sent, got {getattr(mask, 'dtype', type(mask).__name__)}")
     if mask.ndim < 2 or mask.shape[-2:] != (m, n):
         raise ValueError(f"mask must have shape (…, {m}, {n}), got {tuple(mask.shape)}")
-    return torch.where(mask, cost, torch.inf)
+    try:
+        return torch.where(mask, cost, forbidden)
+    except RuntimeError as error:
+        if mask.device != cost.device:
+            raise ValueError(f"mask is on {mask.device}, the costs are on {cost.device}") from error
+        raise ValueError(f"the leading dimensions of mask {tuple(mask.shape)} and of the costs {tuple(cost.shape)} do not broadcast") from error
 
 
 def _uniform(mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
@@ -134,8 +152,8 @@ def _uniform(mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
     return kept / kept.sum(-1, keepdim=True).clamp_min(1)
 
 
-def check(problem: Transport, name: str, *, marginals: bool = True, apart: float = 0.0) -> bool:
-    """A ValueError for numbers that state no problem, naming samples. Returns whether some pairs are forbidden.
+def check(problem: Transport, name: str, *, marginals: bool, apart: float) -> None:
+    """A ValueError for numbers that state no problem, naming samples.
 
     Args:
         problem: in numbers.
@@ -145,7 +163,7 @@ def check(problem: Transport, name: str, *, marginals: bool = True, apart: float
     """
     cost, gamma = problem.cost, problem.gamma
     if not gamma.numel():
-        return False
+        return
     low, high = torch.aminmax(cost)
     least, most = torch.aminmax(gamma)
     forbidden = float(high) == torch.inf
@@ -156,12 +174,13 @@ def check(problem: Transport, name: str, *, marginals: bool = True, apart: float
     if marginals:
         _check_marginals(problem, apart)
     if forbidden:
+        if not marginals:
+            _refuse(problem.rows.sum(1) == 0, "every pair is forbidden (mask)", problem.rows)
         open_pairs = ~torch.isinf(cost)
         for label, marginal, other, dim in (("row", problem.rows, problem.columns.unsqueeze(1), 2), ("column", problem.columns, problem.rows.unsqueeze(2), 1)):
             stuck = (marginal > 0) & ~(open_pairs & (other > 0)).any(dim)
             places = [i.nonzero().flatten().tolist() for i in stuck]
             _refuse(stuck.any(1), f"a {label} has mass and nowhere to go (mask or +inf costs)", marginal, places)
-    return forbidden
 
 
 def _check_marginals(problem: Transport, apart: float) -> None:

@@ -35,10 +35,10 @@ class Sinkhorn(Method):
         TypeError, ValueError: options of a wrong kind or out of range.
 
     Example:
-        >>> problem = Transport(torch.eye(2)[None], torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), torch.tensor([1.0]))
-        >>> Sinkhorn().solve(problem, None, tolerance=1e-5, max_iterations=100).plan
-        tensor([[[0.3655, 0.1345],
-                 [0.1345, 0.3655]]])
+        >>> M = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> OptimalTransport(1.0, method=Sinkhorn())(M)
+        tensor([[0.3655, 0.1345],
+                [0.1345, 0.3655]])
 
     Source: Sinkhorn & Knopp 1967; Thibault, Chizat, Dossal & Papadakis, "Overrelaxed Sinkhorn–Knopp", Algorithms 14, 2021; Lehmann,
     von Renesse, Sambale & Uschmajew, Optim. Letters 16, 2022; the running estimate of ω: Hageman & Young, Applied Iterative Methods.

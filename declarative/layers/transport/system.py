@@ -6,7 +6,8 @@ The larger diagonal block is eliminated. What is left is the Laplacian of a weig
 
     S = diag(Pᵀ1) − Pᵀ diag(P1)⁻¹ P,   S1 = 0,   weights W_jk = Σ_i P_ij P_ik / (P1)_i ≥ 0,
 
-and S + κ11ᵀ with κ = Σc/n² is positive definite and solves alike, as right-hand sides add up to zero: one Cholesky factor.
+and S + ccᵀ/Σc with c = Pᵀ1 is positive definite and solves alike, as right-hand sides add up to zero: one Cholesky factor, accurate for
+columns of tiny mass, too, since all of it scales with c.
 Where the plan is nearly a permutation S is nearly zero and its diagonal is lost to rounding, but its weights are not: elimination that
 never subtracts (Grassmann, Taksar & Heyman, Operations Research 1985) keeps full relative accuracy there. For large plans conjugate
 gradients on S are faster where they converge fast.
@@ -40,7 +41,7 @@ def _safe(sums: Tensor) -> Tensor:
 
 
 def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """S + κ11ᵀ, (b, n, n), with the rows eliminated; 1 is added to the diagonal of columns that are empty.
+    """S + ccᵀ/Σc, (b, n, n), with the rows eliminated; 1 is added to the diagonal of columns that are empty.
 
     Args:
         plan: P (b, m, n), n ≤ m for the least work.
@@ -50,8 +51,8 @@ def schur_complement(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _schur(plan: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
-    shift = columns.sum(1).div_(columns.shape[1] ** 2).view(-1, 1, 1)
-    schur = torch.baddbmm(shift, (plan * inverse).mT, plan, alpha=-1)
+    schur = columns.unsqueeze(2) * (columns / _safe(columns.sum(1, keepdim=True))).unsqueeze(1)
+    schur.baddbmm_((plan * inverse).mT, plan, alpha=-1)
     schur.diagonal(dim1=1, dim2=2).add_(_safe(columns))
     return schur
 
@@ -148,7 +149,7 @@ def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, s
             return solution
     n = plan.shape[2]
     if n >= _LARGE:
-        diagonal = _safe(columns - (plan * plan * inverse).sum(1)).unsqueeze(2)
+        diagonal = _safe(columns - plan.square().mul_(inverse).sum(1)).unsqueeze(2)
         tolerance = _TOLERANCES.get(side.dtype, 1e-12)
         tried = conjugate_gradients(plan, rows, columns, side, lambda r: r / diagonal, tolerance, _worth(n))
         if bool(tried.converged.all()):
@@ -166,16 +167,18 @@ def _solve_schur(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, s
 
 @dataclass(frozen=True, eq=False)
 class Marginals(Operator):
-    """K + vvᵀ with v = (1, −1)/√(m + n) on the rows and columns that are not empty: regular.
+    """K + vvᵀ with v = (P1, −Pᵀ1)/√(2ΣP): regular on the rows and columns that are not empty.
 
-    For right-hand sides with equal sums, all that occur, its solutions are those of K with Σw_r = Σw_c.
+    For right-hand sides with equal sums, all that occur, its solutions are those of K with ⟨w_r, P1⟩ = ⟨w_c, Pᵀ1⟩. What rounding leaves of
+    the difference of the sums is shared out by mass: rows and columns of tiny mass keep their digits.
 
     Where r_i = 0 the equation of row i is divided by its mass before that vanishes: w_i + Σ_j Π_ij w_j, with Π the row's share for one
-    unit of mass; likewise for columns. So K = [R  P + E; (P + F)ᵀ  C], with 1 in R and C for what is empty.
+    unit of mass; likewise for columns. So K = [R  E; Fᵀ  C], with 1 in R and C for what is empty.
 
     Args:
         plan: P (b, m, n)
-        top, bottom: E and F (b, m, n): Π of the empty rows, and of the empty columns; None: nothing is empty, or what is plays no part.
+        top, bottom: E and F (b, m, n): P, but Π in the empty rows of E, and in the empty columns of F; None: nothing is empty, or what is
+            plays no part.
         factor: of a Schur complement near that of P, as a preconditioner.
         report: is told of samples whose plan falls apart.
     """
@@ -207,14 +210,14 @@ class Marginals(Operator):
     def matmul_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
         w_rows, w_columns = columns.split([rows.shape[1], sums.shape[1]], 1)
-        above = self.plan if self.top is None else self.plan + self.top
-        below = self.plan if self.bottom is None else self.plan + self.bottom
+        above = self.plan if self.top is None else self.top
+        below = self.plan if self.bottom is None else self.bottom
         product = torch.cat(
             [_safe(rows).unsqueeze(2) * w_rows + above @ w_columns, below.mT @ w_rows + _safe(sums).unsqueeze(2) * w_columns],
             1,
         )
-        null = self._null(rows, sums)
-        return product + null * (null * columns).sum(1, keepdim=True)
+        v = self._gauge(rows, sums)
+        return product + v * (v * columns).sum(1, keepdim=True)
 
     def solve_columns(self, columns: Tensor) -> Tensor:
         rows, sums = self.plan.sum(2), self.plan.sum(1)
@@ -231,11 +234,12 @@ class Marginals(Operator):
 
     def _filled(self, rows: Tensor, sums: Tensor, columns: Tensor) -> Tensor:
         """The solution for the rows and columns that are not empty; right-hand sides are zero where they are."""
-        null = self._null(rows, sums)
-        along = null * (null * columns).sum(1, keepdim=True)
-        side_rows, side_columns = (columns - along).split([rows.shape[1], sums.shape[1]], 1)
+        v, null = self._gauge(rows, sums), self._null(rows, sums)
+        across = (null * v).sum(1, keepdim=True)
+        along = (null * columns).sum(1, keepdim=True) / across
+        side_rows, side_columns = (columns - v * along).split([rows.shape[1], sums.shape[1]], 1)
         found = torch.cat(self._numbers(rows, sums, side_rows, side_columns), 1)
-        return found - null * (null * found).sum(1, keepdim=True) + along
+        return found + null * ((along - (v * found).sum(1, keepdim=True)) / across)
 
     def solve_pair(self, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
         """(w_r, w_c) of K for one right-hand side with equal sums, in numbers; free by (t, −t)."""
@@ -244,8 +248,13 @@ class Marginals(Operator):
 
     @staticmethod
     def _null(rows: Tensor, columns: Tensor) -> Tensor:
-        kept = torch.cat([(rows > 0).to(rows.dtype), -(columns > 0).to(rows.dtype)], 1).unsqueeze(2)
-        return kept / torch.linalg.vector_norm(kept, dim=1, keepdim=True).clamp_min(1)
+        """(1, −1) on what is not empty."""
+        return torch.cat([(rows > 0).to(rows.dtype), -(columns > 0).to(rows.dtype)], 1).unsqueeze(2)
+
+    @staticmethod
+    def _gauge(rows: Tensor, columns: Tensor) -> Tensor:
+        both = torch.cat([rows, -columns], 1).unsqueeze(2)
+        return both / _safe(both.abs().sum(1, keepdim=True)).sqrt()
 
     def _numbers(self, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
         if self.plan.shape[1] < self.plan.shape[2]:

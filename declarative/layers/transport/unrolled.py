@@ -32,5 +32,6 @@ def unrolled_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma
     plan = exponents.exp() * r.unsqueeze(2) * c.unsqueeze(1)
     with torch.no_grad():
         error = problem.marginal_error(plan)
+    call.record.report.method = "Sinkhorn's iteration, unrolled"
     found = call.finish(Found(plan, phi, psi, error, iterations, error <= call.tolerance))
     return found.plan, phi, psi, error, iterations, found.converged

@@ -21,9 +21,11 @@ def transport_value(cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor, 
     return _Value.apply(cost, rows, columns, gamma, plan, phi, psi)  # pyright: ignore[reportReturnType]
 
 
-def _slopes(cost: Tensor, gamma: Tensor, plan: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """∂V/∂(M, r, c, γ), each (b, …)."""
+def _slopes(cost: Tensor, gamma: Tensor, plan: Tensor, phi: Tensor, psi: Tensor, by_gamma: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """∂V/∂(M, r, c, γ), each (b, …); that by γ, which alone takes a pass over the costs, if wanted."""
     half = 0.5 / gamma.unsqueeze(1)
+    if not by_gamma:
+        return plan, phi - half, psi - half, None
     gap = torch.where(torch.isinf(cost), 0.0, phi.unsqueeze(2) + psi.unsqueeze(1) - torch.where(torch.isinf(cost), 0.0, cost))
     return plan, phi - half, psi - half, -(plan * gap).sum((1, 2)) / gamma
 
@@ -47,12 +49,7 @@ class _Value(torch.autograd.Function):
         if cotangent is None:
             return (None,) * 7
         saved, wanted = [alive(t) for t in ctx.saved_tensors], ctx.needs_input_grad
-        if wanted[3]:
-            slopes = _slopes(*saved)
-        else:
-            _, gamma, plan, phi, psi = saved
-            half = 0.5 / gamma.unsqueeze(1)
-            slopes = plan, phi - half, psi - half, None
+        slopes = _slopes(*saved, by_gamma=wanted[3])
         scales = cotangent[:, None, None], cotangent.unsqueeze(1), cotangent.unsqueeze(1), cotangent
         found = (slope * scale if need and slope is not None else None for slope, scale, need in zip(slopes, scales, wanted, strict=False))
         return (*found, None, None, None)
@@ -65,7 +62,7 @@ class _Value(torch.autograd.Function):
             gamma = operands[1]
             total = torch.zeros_like(gamma)
             for slope, dot in zip(_slopes(*operands[:count]), operands[count:], strict=True):
-                if dot is not None:
+                if dot is not None and slope is not None:
                     total = total + (slope * dot).reshape(*gamma.shape, slope[0].numel() if slope.shape[0] else 1).sum(1)
             return (total,)
 

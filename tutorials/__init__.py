@@ -1,0 +1,1 @@
+"""Tutorials: scripts with cells marked by `# %%`, each paired with a notebook of the same name that has been executed."""
