@@ -17,7 +17,7 @@ from declarative.layers.transport.sinkhorn import Sinkhorn
 from declarative.layers.transport.statement import Transport, soft_minimum
 from declarative.solvers.iterative import Progress
 
-METHODS = [Auto(), DualNewton(), DualLBFGS(), Sinkhorn(), Sinkhorn(over_relaxation=1.0, scaling=None), Sinkhorn(over_relaxation=1.4)]
+METHODS = [Auto(), DualNewton(), DualLBFGS(), Sinkhorn(), Sinkhorn(over_relaxation=1.0, scaling=None), Sinkhorn(over_relaxation="auto")]
 NEWTON = [Auto(), DualNewton()]
 F64, F32 = torch.float64, torch.float32
 TOLERANCE = {F64: 1e-10, F32: 1e-5}
@@ -347,10 +347,11 @@ class TestWhatIsLeft:
     def test_the_method_says_its_name(self, method):
         assert solve(method, points(1, 3, 3, 1.0)).method
 
-    def test_sinkhorn_over_relaxed_is_faster(self):
+    def test_sinkhorn_is_accelerated(self):
         problem = points(2, 20, 20, 60.0)
-        plain = solve(Sinkhorn(over_relaxation=1.0, scaling=None), problem)
-        assert int(solve(Sinkhorn(scaling=None), problem).iterations.max()) < 0.6 * int(plain.iterations.max())
+        plain, relaxed, extrapolated = (int(solve(Sinkhorn(over_relaxation=omega, scaling=None), problem).iterations.max()) for omega in (1.0, "auto", None))
+        assert relaxed < 0.6 * plain
+        assert extrapolated < 0.3 * plain
 
     @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-12])
     @pytest.mark.parametrize("method", NEWTON, ids=ids)
@@ -371,7 +372,7 @@ class TestOptions:
         with pytest.raises(ValueError, match="over_relaxation"):
             Sinkhorn(over_relaxation=omega)
 
-    @pytest.mark.parametrize("omega", ["fast", None, True])
+    @pytest.mark.parametrize("omega", ["fast", True, 1j])
     def test_over_relaxation_of_a_wrong_kind(self, omega):
         with pytest.raises(TypeError, match="over_relaxation"):
             Sinkhorn(over_relaxation=omega)
@@ -389,7 +390,11 @@ class TestOptions:
             DualLBFGS(memory=2.5)
         check(points(2, 9, 9, 20.0), solve(DualLBFGS(memory=3), points(2, 9, 9, 20.0)), 1e-10)
 
-    @pytest.mark.parametrize("method", [Sinkhorn(scaling=2.0), Sinkhorn(scaling=1.0), Sinkhorn(over_relaxation=0.8), Sinkhorn(over_relaxation=1.7)], ids=ids)
+    @pytest.mark.parametrize(
+        "method",
+        [Sinkhorn(scaling=2.0), Sinkhorn(scaling=1.0), Sinkhorn(over_relaxation=0.8), Sinkhorn(over_relaxation=1.4), Sinkhorn(over_relaxation=1.7)],
+        ids=ids,
+    )
     def test_sinkhorn(self, method):
         problem = points(2, 9, 8, 100.0)
         found = solve(method, problem, tolerance=1e-8, max_iterations=50_000)

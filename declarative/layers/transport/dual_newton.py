@@ -9,12 +9,13 @@ import torch
 
 from declarative.layers.transport.kernel import Kernel, kernel_of, spread
 from declarative.layers.transport.methods import Goal, Method, Potentials
-from declarative.layers.transport.path import Path
+from declarative.layers.transport.path import NEAR, Path
 from declarative.layers.transport.results import Results, host
 from declarative.layers.transport.statement import Found, Transport
 
 _START = 100.0  # γ · range(M) at which a path begins at most
 _FAR = 0.25  # a marginal error that is worth a start at a smaller γ
+_FEW = 10  # iterations after which less is
 _SWEEPS = 2  # of Sinkhorn's iteration before each of Newton's steps
 
 
@@ -38,7 +39,7 @@ class DualNewton(Method):
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Newton's method on the dual")
-        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None])
+        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None], results.heaviest)
         return newton(kernel, results)
 
 
@@ -53,7 +54,7 @@ def newton(kernel: Kernel, results: Results, before: int = 0) -> Found:
                 return results.found()
             kernel = kernel.select(keep)
         kernel.sweep(_SWEEPS)
-    path = Path(kernel, _begin(kernel, results), results)
+    path = Path(kernel, _begin(kernel, results, _FAR if before <= _FEW else NEAR), results)
     for step in range(before + 1, goal.max_iterations + 2):
         residual = path.kernel.residual()
         error = results.error(residual)
@@ -73,9 +74,9 @@ def newton(kernel: Kernel, results: Results, before: int = 0) -> Found:
     return results.found()
 
 
-def _begin(kernel: Kernel, results: Results) -> np.ndarray:
+def _begin(kernel: Kernel, results: Results, far_from: float) -> np.ndarray:
     """Bring the kernel to a γ at which a few sweeps nearly suffice: a kernel costs much less than a factor. Returns the least γ."""
-    far = results.error(kernel.residual()) >= _FAR
+    far = results.error(kernel.residual()) >= far_from
     target = host(results.target)
     if not far.any():
         return target

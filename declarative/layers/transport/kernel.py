@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class Kernel:
         k: K (b, m, n); (1, m, n) while all samples share it.
         u, v: (b, 1, m), (b, 1, n)
         sums: u K (b, 1, n)
+        heaviest: more than any entry of r.
+        least: the smallest of `sums` after K was last computed: 0 or nan where something is empty that no floor takes care of.
     """
 
     cost: Tensor
@@ -52,6 +55,8 @@ class Kernel:
     u: Tensor
     v: Tensor
     sums: Tensor
+    heaviest: float
+    least: float = 0.0
 
     def row_sums(self, v: Tensor) -> Tensor:
         """K v."""
@@ -61,20 +66,25 @@ class Kernel:
         """u K."""
         return _product(u, self.k, self.column_floor)
 
-    def sweep(self, times: int) -> None:
-        """Sinkhorn's iteration; afterwards rows are met exactly."""
+    def sweep(self, times: int) -> list[Tensor]:
+        """Sinkhorn's iteration; afterwards rows are met exactly. Returns v after each."""
+        iterates = []
         if self.row_floor is None and self.k.shape[0] == self.c.shape[0]:
-            r, c, sums, k, kt = self.r, self.c, self.sums, self.k, self.k.mT
-            v = u = sums
+            r, c, u, sums, k, kt = self.r, self.c, self.u, self.sums, self.k, self.k.mT
             for _ in range(times):
                 v = c / sums
                 u = r / torch.bmm(v, kt)
                 sums = torch.bmm(u, k)
-            self.v, self.u, self.sums = v, u, sums
-            return
-        for _ in range(times):
-            self.v = self.c / self.sums
-            self.settle()
+                iterates.append(v)
+            self.u, self.sums = u, sums
+        else:
+            for _ in range(times):
+                self.v = self.c / self.sums
+                self.settle()
+                iterates.append(self.v)
+        if iterates:
+            self.v = iterates[-1]
+        return iterates
 
     def settle(self) -> None:
         """u and the sums that belong to v."""
@@ -107,12 +117,14 @@ class Kernel:
         self.gamma, self.v = gamma, torch.ones_like(self.c)
         self.settle()
         limit = math.exp(-reach(psi.dtype))
-        if float(self.sums.amin()) < limit * float(self.r.amax()):  # of columns that are no row's favourite: raised until they are one
+        self.least = float(self.sums.amin())
+        if self.least < limit * self.heaviest:  # of columns that are no row's favourite: raised until they are one
             top = self.slack().amax(1, keepdim=True)
             low = (top * gamma < math.log(limit)) & torch.isfinite(top)
             if bool(low.any()):
                 self._exponentiate(self.cost, self.psi - torch.where(low, top, 0.0), gamma)
                 self.settle()
+                self.least = float(self.sums.amin())
 
     def slack(self) -> Tensor:
         """φ + ψ − M (b, m, n): the exponents over γ."""
@@ -133,6 +145,7 @@ class Kernel:
         self._exponentiate(self.cost[:1], torch.zeros_like(self.c[:1]), gamma)
         self.v = torch.exp(self.log_columns)
         self.settle()
+        self.least = float(self.sums.amin())
 
     def potentials(self, problem: Transport) -> tuple[Tensor, Tensor]:
         """φ (b, m) and ψ (b, n) of the problem, finite everywhere: the soft minimum where there is no mass."""
@@ -149,12 +162,12 @@ class Kernel:
         """These samples."""
         b = self.c.shape[0]
 
-        def chosen(x: Tensor | None) -> Tensor | None:
-            if x is None or (x.shape[0] == 1 and b > 1):
+        def chosen(x: Any) -> Any:
+            if not isinstance(x, Tensor) or (x.shape[0] == 1 and b > 1):
                 return x
             return x[: index.shape[0]] if x.stride(0) == 0 else x[index]
 
-        return Kernel(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})  # pyright: ignore[reportArgumentType]
+        return Kernel(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
 
 
 def _product(row: Tensor, matrix: Tensor, floor: Tensor | None) -> Tensor:
@@ -173,18 +186,23 @@ def spread(cost: Tensor) -> Tensor:
     return torch.where(torch.isfinite(wide), wide, 0.0)
 
 
-def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
-    """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero. gamma: (b, 1, 1)"""
+def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor, heaviest: float) -> Kernel:
+    """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero.
+
+    Args:
+        gamma: (b, 1, 1)
+        heaviest: more than any entry of r.
+    """
     cost, r, c = problem.cost, problem.rows.unsqueeze(1), problem.columns.unsqueeze(1)
     b, least = cost.shape[0], 1e-200 if cost.dtype == torch.float64 else 1e-30
-    if float(torch.minimum(r.amin(), c.amin())) >= least**0.5:
+    if float(r.amin()) >= least**0.5:
         weights = c.log()
-        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c)
+        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c, heaviest)
         if psi is None and b > 1 and cost.stride(0) == 0 and bool((gamma == gamma[0]).all()) and float(weights.amin()) > -reach(cost.dtype):
             kernel.share()
         else:
             kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
-        if float(kernel.sums.amin()) > 0:
+        if kernel.least > 0:
             return kernel
     # Rows or columns without mass, or with nowhere to go.
     cost = torch.where((r <= 0).mT | (c <= 0), torch.inf, cost)
@@ -193,6 +211,6 @@ def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
     row_floor, column_floor = torch.where(dead_r, 1.0, least).to(cost.dtype), torch.where(dead_c, 1.0, least).to(cost.dtype)
     r, c = torch.where(dead_r, 1.0, r), torch.where(dead_c, 1.0, c)
     weights = c.log()
-    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c)
+    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c, heaviest)
     kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
     return kernel
