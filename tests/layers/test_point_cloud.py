@@ -8,9 +8,10 @@ import torch
 from benchmarks.timing import peak_bytes
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
 from declarative.layers import sinkhorn_divergence
+from declarative.layers.transport.ground import SquaredEuclidean
 from declarative.layers.transport.multiscale import coarsen, spatial_order
 from declarative.layers.transport.point_cloud import CloudOptions, cloud_divergence, cloud_loss, cloud_value
-from declarative.layers.transport.tiles import Cloud, SquaredEuclidean
+from declarative.layers.transport.tiles import Cloud
 
 F64 = torch.float64
 EXACT = CloudOptions(tolerance=1e-13, tile=7)  # 7 divides neither 40 nor 30
@@ -102,11 +103,11 @@ def test_float32():
     inputs = instance(dtype=torch.float32)
     exact = [t.detach().to(F64).requires_grad_() for t in inputs]
     for function, wanted in ((cloud_value, dense(*exact)), (cloud_loss, dense(*exact, None, True)), (cloud_divergence, dense_divergence(*exact))):
-        value = function(*inputs, None, CloudOptions(tile=7))
+        value = function(*inputs, None, CloudOptions(tolerance=2e-6, tile=7))
         assert value.dtype == torch.float32
         assert abs(float(value.detach()) - float(wanted.detach())) < 1e-5
         for one, other in zip(derivatives(value, inputs, 2), derivatives(wanted, exact, 2), strict=True):
-            assert_same(one, [t.float() for t in other], 1e-3)
+            assert_same(one, [t.float() for t in other], 5e-4)
 
 
 def test_single_points():
@@ -169,11 +170,11 @@ def test_extreme_epsilon(dtype, epsilon):
     inputs = instance(dtype=dtype, epsilon=epsilon)
     value = cloud_value(*inputs, None, CloudOptions(tile=7))
     costs = (inputs[0].unsqueeze(1) - inputs[1]).square().sum(-1).detach()
-    assert 0 <= float(value) < float((inputs[2] @ costs @ inputs[3]).detach()) * (1 + 1e-5)
+    assert 0 <= float(value.detach()) < float((inputs[2] @ costs @ inputs[3]).detach()) * (1 + 1e-5)
     for gradient in torch.autograd.grad(value, inputs):
         assert bool(torch.isfinite(gradient).all())
     if epsilon == 1e4:
-        assert_same([value], [inputs[2] @ costs.to(dtype) @ inputs[3]], 1e-3)
+        assert_same([value], [inputs[2] @ costs @ inputs[3]], 1e-4)
 
 
 def test_extreme_costs():
@@ -221,16 +222,18 @@ def test_sweep_finds_its_own_scale():
 
 
 def test_torch_func():
-    x, y, a, b, epsilon = (t.detach() for t in instance(6, 5))
+    x, y, a, b, epsilon = (t.detach() for t in instance(4, 3, epsilon=0.3))
 
     def tiled(x, b):
         return sinkhorn_divergence(x, y, a, b / b.sum(), epsilon, tiled=True, tolerance=1e-12)
 
+    def stored(k, t):
+        inputs = (t, y, a, b) if k == 0 else (x, y, a, t / t.sum())
+        return dense_divergence(*inputs, epsilon, None, 200)
+
     for k in (0, 1):
         found = torch.func.jacrev(torch.func.grad(tiled, argnums=k), argnums=k)(x, b)
-        rows = torch.autograd.functional.hessian(
-            lambda t, k=k: dense_divergence(*((t, y, a, b) if not k else (x, y, a, t / t.sum())), epsilon, None, 1000), (x, b)[k]
-        )
+        rows = torch.autograd.functional.hessian(lambda t, k=k: stored(k, t), (x, b)[k])
         assert_same([found], [rows], 1e-9)
 
 
@@ -265,22 +268,22 @@ def test_large_clouds_are_tiled():
 
 @pytest.mark.parametrize("cost", [None, powers])
 def test_memory(cost):
-    """Four times the points, four times the memory at most; all pairs at once would take sixteen."""
+    """Three times the points, three times the memory; all pairs at once would take nine."""
 
     def run(n):
         x, y = torch.rand(n, 3), torch.rand(n, 3)
         x.requires_grad_()
 
-        def forward_and_backward():
-            options = CloudOptions(tile=8, coarsest=100)
-            (gradient,) = torch.autograd.grad(cloud_loss(x, y, None, None, 0.1, cost, options), x, create_graph=True)
+        def to_second_order():
+            options = CloudOptions(tile=20, coarsest=100)
+            (gradient,) = torch.autograd.grad(cloud_value(x, y, None, None, 0.3, cost, options), x, create_graph=True)
             return torch.autograd.grad(gradient.square().sum(), x)
 
-        return peak_bytes(forward_and_backward, slack=0.05)
+        return peak_bytes(to_second_order, slack=0.05)
 
-    small, large = run(500), run(2000)
-    assert large < 5 * small
-    assert large < 2000 * 2000 * 4 / 2
+    small, large = run(300), run(900)
+    assert large < 3.5 * small
+    assert large < 900 * 900 * 8
 
 
 def test_tolerance_is_reported():

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from declarative.layers.transport.auto import Auto
+from declarative.layers.transport.ground import SquaredEuclidean
 from declarative.layers.transport.statement import Transport
-from declarative.layers.transport.tiles import Cloud, Near, SquaredEuclidean
+from declarative.layers.transport.tiles import Cloud, Near
 
 _MERGED = 4  # points of a level that become one of the next
 _MEMORY = 20  # passes that the acceleration looks back on
@@ -24,8 +25,9 @@ _COARSE = 1e-4  # marginal error of coarse problems
 _TINY = 1e-20  # sums of exponentials down to here have lost nothing in float32
 _MANY = 1 << 22  # pairs from which on it can pay to leave some out
 _NOTHING = 1e-2  # times the tolerance: a weight P_ij / r_i c_j that does not count
-_DRIFT = 3.0  # how far γψ may move until pairs are chosen anew
-_SPARSE = 0.4  # of the pairs: if no more count, the others are left out
+_DRIFT = 4.0  # how far γψ may move until pairs are chosen anew
+_SPARSE = 0.6  # of the pairs: if no more count, the others are left out
+_LISTED = 1 << 24  # columns in the lists of all blocks, at most
 _SAMPLE = 16  # one block of rows in so many is asked first
 
 
@@ -135,11 +137,11 @@ def _iterate(cloud: Cloud, phi: Tensor, psi: Tensor, effort: Effort, symmetric: 
     Args:
         error: what is expected of the first pass.
     """
-    near, mixing = _Near(cloud, phi, effort), Anderson(cloud.columns)
+    near, mixing = _Near(cloud, effort), Anderson(cloud.columns)
     k, change = 0, torch.zeros_like(psi)
     for k in range(1, effort.passes + 1):
         dtype = effort.dtype if error <= _ROUNDED else torch.float32
-        cloud = near.at(psi)
+        cloud = near.at(psi if symmetric else phi, psi)
         if symmetric:
             change = (cloud.half_sweep(psi, dtype) - psi) / 2
             off = torch.expm1(-2 * cloud.gamma * change).abs() * cloud.rows  # |P1 − r| for φ = ψ
@@ -168,24 +170,28 @@ def _column_change(cloud: Cloud, phi: Tensor, psi: Tensor, total: Tensor, dtype:
 class _Near:
     """Leaves out pairs that have no weight to speak of, where that leaves out most of them."""
 
-    def __init__(self, cloud: Cloud, phi: Tensor, effort: Effort) -> None:
-        self._cloud, self._phi, self._at = cloud, phi, None
+    def __init__(self, cloud: Cloud, effort: Effort) -> None:
+        self._cloud = cloud
+        self._first, self._at = True, None
         self._least = _NOTHING * effort.tolerance * math.exp(-_DRIFT)
         self._pays = cloud.rows.numel() * cloud.columns.numel() >= _MANY
 
-    def at(self, psi: Tensor) -> Cloud:
-        """The problem with the pairs that count near this ψ."""
-        if not self._pays:
+    def at(self, phi: Tensor, psi: Tensor) -> Cloud:
+        """The problem with the pairs that count near these potentials."""
+        if self._first or not self._pays:
+            # The first pass moves the potentials too far.
+            self._first = False
             return self._cloud
         if self._at is not None:
             # φ moves no more than ψ does.
             moved = self._cloud.gamma * (psi - self._at)
             if float(moved.max() - moved.min()) <= _DRIFT:
                 return self._cloud
-        sample = self._cloud.survey(self._phi, psi, self._least, _SAMPLE)
-        self._pays = sum(len(columns) for columns in sample) <= _SPARSE * len(sample) * self._cloud.columns.numel()
+        sample = self._cloud.survey(phi, psi, self._least, _SAMPLE)
+        count = sum(len(columns) for columns in sample)
+        self._pays = count <= _SPARSE * len(sample) * self._cloud.columns.numel() and count * _SAMPLE <= _LISTED
         self._at = psi
-        self._cloud = replace(self._cloud, near=self._cloud.survey(self._phi, psi, self._least) if self._pays else None)
+        self._cloud = replace(self._cloud, near=self._cloud.survey(phi, psi, self._least) if self._pays else None)
         return self._cloud
 
 

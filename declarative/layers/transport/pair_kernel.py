@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from declarative.layers.transport.ground import Ground
 from declarative.layers.transport.multiscale import Potentials
 from declarative.layers.transport.pairs import PairSum
-from declarative.layers.transport.tiles import Ground, block_of
+from declarative.layers.transport.tiles import LEAST, block_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,6 @@ class PairKernel:
     Args:
         dtype: of the exponentials; the rest is float64.
         tile: rows of a tile; None: by itself.
-        bounded: weights of both clouds are zero or so small that their pairs, of no weight, could overflow.
         empty: some of c are zero.
         symmetric: both clouds are one.
         tolerance: of linear solves, relative.
@@ -30,7 +30,6 @@ class PairKernel:
     ground: Ground
     dtype: torch.dtype
     tile: int | None
-    bounded: bool
     empty: bool
     symmetric: bool
     tolerance: float
@@ -42,29 +41,42 @@ class PairKernel:
 
     def times(self, features: tuple[Tensor, ...], columns: Tensor) -> Tensor:
         """K · columns, (m, k) -> (n, k)"""
-        return self._times(columns.shape[0])(*features, columns.to(self.dtype))[0].double()
+
+        def product(left: Tensor, right: Tensor, gamma: Tensor, columns: Tensor) -> tuple[Tensor]:
+            return (self._exp(self.ground.exponents(left, right, gamma)) @ columns,)
+
+        return self._sum(product, "rcsc", "r", columns.shape[0])(*features, columns.to(self.dtype))[0].double()
 
     def pull_times(self, features: tuple[Tensor, ...], columns: Tensor, cotangent: Tensor, wanted: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The cotangents of the wanted features from that of `times`, without `times` itself."""
-        return self._times(columns.shape[0]).pull_back(wanted)(*features, columns.to(self.dtype), cotangent.to(self.dtype))
+        """The cotangents of the wanted features from that of `times`, (n, k), without `times` itself."""
+
+        def pulled(left: Tensor, right: Tensor, gamma: Tensor, columns: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+            weights = self._exp(self.ground.exponents(left, right, gamma)) * (cotangent @ columns.mT)
+            return self.ground.pull_back(left, right, gamma, weights.double(), wanted)
+
+        outputs = "".join("rcs"[k] for k in wanted)
+        return self._sum(pulled, "rcscr", outputs, columns.shape[0])(*features, columns.to(self.dtype), cotangent.to(self.dtype))
 
     def transposed_times(self, features: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """Kᵀ · rows, (n, k) -> (m, k)"""
 
         def product(left: Tensor, right: Tensor, gamma: Tensor, rows: Tensor) -> tuple[Tensor]:
-            return (self._exponents(left, right, gamma).to(self.dtype).exp().mT @ rows,)
+            return (self._exp(self.ground.exponents(left, right, gamma)).mT @ rows,)
 
         return self._sum(product, "rcsr", "c", features[1].shape[0])(*features, rows.to(self.dtype))[0].double()
 
     def costs(self, features: tuple[Tensor, ...], phi: Tensor, psi: Tensor, columns: Tensor) -> Tensor:
         """(K ∘ M) · columns, (m,) -> (n,), for the potentials that the features have."""
 
-        def product(left: Tensor, right: Tensor, gamma: Tensor, phi: Tensor, psi: Tensor, columns: Tensor) -> tuple[Tensor]:
-            exponents = self._exponents(left, right, gamma)
-            costs = phi.unsqueeze(1) + psi - exponents / gamma
-            return ((exponents.to(self.dtype).exp() * costs.to(self.dtype)) @ columns,)
+        def product(left: Tensor, right: Tensor, gamma: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+            exponents = self.ground.exponents(left, right, gamma)
+            kernel = self._exp(exponents)
+            return kernel @ columns, (kernel * exponents.to(self.dtype)) @ columns[:, 0]
 
-        return self._sum(product, "rcsrcc", "r", columns.shape[0])(*features, phi, psi, columns.to(self.dtype))[0].double()
+        # M_ij = φ_i + ψ_j − exponent / γ; the largest entries of K have small exponents, which lose nothing in float32.
+        sides = torch.stack([columns, columns * psi], 1).to(self.dtype)
+        mass, inclined = self._sum(product, "rcsc", "rr", columns.shape[0])(*features, sides)
+        return phi * mass[:, 0] + mass[:, 1] - inclined / features[2]
 
     def soft_rows(self, x: Tensor, y: Tensor, columns: Tensor, gamma: Tensor, psi: Tensor) -> Tensor:
         """φ of this ψ, (n,)."""
@@ -76,15 +88,11 @@ class PairKernel:
         start = self.found.columns
         return start - self.transposed_times(self.features(x, y, gamma, phi, start), rows.unsqueeze(1)).squeeze(1).log() / gamma
 
-    def _times(self, m: int) -> PairSum:
-        def product(left: Tensor, right: Tensor, gamma: Tensor, columns: Tensor) -> tuple[Tensor]:
-            return (self._exponents(left, right, gamma).to(self.dtype).exp() @ columns,)
-
-        return self._sum(product, "rcsc", "r", m)
-
-    def _exponents(self, left: Tensor, right: Tensor, gamma: Tensor) -> Tensor:
-        exponents = self.ground.exponents(left, right, gamma)
-        return exponents.clamp(max=80.0) if self.bounded else exponents
+    def _exp(self, exponents: Tensor) -> Tensor:
+        # K_ij is at most 1 / max(r_i, c_j). Where both have no weight, neither has the pair, and K must not overflow.
+        rounded = exponents.to(self.dtype)
+        # The derivative of clamp would cost more than the exponential, to no purpose.
+        return (rounded + (rounded.clamp(LEAST, -LEAST) - rounded).detach()).exp()
 
     def _sum(self, function: Callable[..., tuple[Tensor, ...]], inputs: str, outputs: str, m: int) -> PairSum:
         return PairSum(function, inputs, outputs, block_of(m, self.tile), self.found.near)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
 from declarative.layers.transport.derivatives import loss, value
+from declarative.layers.transport.ground import Cost, Given, Ground, SquaredEuclidean
 from declarative.layers.transport.multiscale import Effort, Potentials, solve, spatial_order
 from declarative.layers.transport.pair_kernel import PairKernel
 from declarative.layers.transport.plan import balance
 from declarative.layers.transport.reading import mass_tolerance
-from declarative.layers.transport.tiles import Cloud, Cost, Given, Ground, SquaredEuclidean
+from declarative.layers.transport.tiles import Cloud
 from declarative.solvers.base import ON_FAILURE_CHOICES
 from declarative.transforms import is_wrapped, reject_mapped_and_dual, without_graph
 
@@ -52,7 +53,7 @@ class CloudOptions:
 
 
 DEFAULT = CloudOptions()
-_TINY = 1e-30  # a pair of weights as small as this beside the largest can make their density overflow
+_FLAT = 3.0  # γ · range(M)
 
 
 def cloud_value(
@@ -142,9 +143,11 @@ def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, opti
     """The potentials, also of points without weight, which the others do not feel."""
     x, y, r, c, gamma = numbers
     tolerance = options.tolerance or (1e-10 if dtype == torch.float64 else 1e-5)
-    effort = Effort(tolerance, options.max_iterations, dtype if dtype == torch.float64 else torch.float32, options.coarsest)
     some, others = r > 0, c > 0
     core = Cloud(ground, x[some], y[others], r[some], c[others], gamma, options.tile)
+    # Where γM is small, its sums of exponentials are near 1 and float32 would leave little of their logarithms.
+    precise = dtype == torch.float64 or float(gamma * core.spread()) < _FLAT
+    effort = Effort(tolerance, options.max_iterations, torch.float64 if precise else torch.float32, options.coarsest)
     found = _judge(solve(core, effort, symmetric), tolerance, options)
     phi, psi = torch.zeros_like(r), torch.zeros_like(c)
     phi[some], psi[others] = found.rows, found.columns
@@ -154,9 +157,8 @@ def _solve(ground: Ground, numbers: tuple[Tensor, ...], dtype: torch.dtype, opti
         psi[~others] = replace(core, y=y[~others], columns=c[~others]).transposed.sweep(psi[~others], found.rows, effort.dtype, sums=False)[0]
     complete = bool(some.all() & others.all())
     found = replace(found, rows=phi, columns=psi, near=found.near if complete else None)
-    bounded = bool((r.min() < _TINY * r.max()) & (c.min() < _TINY * c.max()))
     solves = max(tolerance, 1e-12 if dtype == torch.float64 else 1e-6)
-    return PairKernel(ground, effort.dtype, options.tile, bounded, not bool(others.all()), symmetric, solves, found)
+    return PairKernel(ground, effort.dtype, options.tile, not bool(others.all()), symmetric, solves, found)
 
 
 def _judge(found: Potentials, tolerance: float, options: CloudOptions) -> Potentials:

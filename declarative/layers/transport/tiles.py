@@ -1,82 +1,23 @@
 """Two clouds of points and the passes over all of their pairs, a block of rows at a time: no n × m matrix is ever stored.
 
-    exponents  γ(φ_i + ψ_j − M(x_i, y_j)),   M the squared Euclidean distance or a user's cost
-
-They are computed in float64 whatever the dtype: at γM = 10⁵ float32 resolves them to 1 % only. The exponential, which is most of the
-work, is taken in the dtype of the problem.
+Exponents are float64 (ground.py). The exponential, which is most of the work, is taken in the dtype of the problem, or for a first
+approximation in float32.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-Cost = Callable[[Tensor, Tensor], Tensor]
+from declarative.layers.transport.ground import Ground, SquaredEuclidean
+
 Near = Sequence[Tensor] | None
 _NUMBERS = 1 << 19  # of a tile: large enough that calls cost little, small enough for the caches
+LEAST = -80.0  # exponents below count as this: exp takes 30 times as long where it underflows
 _SAFE = 1e20  # sums of exponentials in [1/_SAFE, _SAFE] have lost nothing in float32
-
-
-class Ground(ABC):
-    """The cost of a pair, as exponents made from a few numbers a point."""
-
-    @abstractmethod
-    def rows(self, x: Tensor, phi: Tensor, gamma: Tensor) -> Tensor:
-        """(n, d), (n,), () -> (n, k), float64"""
-
-    @abstractmethod
-    def columns(self, y: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
-        """(m, d), (m,), () -> (m, k), float64"""
-
-    @abstractmethod
-    def exponents(self, left: Tensor, right: Tensor, gamma: Tensor) -> Tensor:
-        """(n, k), (m, k), () -> (n, m), float64"""
-
-    @property
-    def transposed(self) -> Ground:
-        """The cost with its arguments exchanged."""
-        return self
-
-
-class SquaredEuclidean(Ground):
-    """M = ‖x − y‖²: the exponents of a tile are one product of matrices. The clouds should be centred."""
-
-    def rows(self, x: Tensor, phi: Tensor, gamma: Tensor) -> Tensor:
-        return torch.cat([2 * gamma * x, (gamma * (phi - x.square().sum(1))).unsqueeze(1), torch.ones_like(x[:, :1])], 1)
-
-    def columns(self, y: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
-        return torch.cat([y, torch.ones_like(y[:, :1]), (gamma * (psi - y.square().sum(1))).unsqueeze(1)], 1)
-
-    def exponents(self, left: Tensor, right: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
-        return left @ right.mT
-
-
-@dataclass(frozen=True)
-class Given(Ground):
-    """A user's cost(x, y): (n, d), (m, d) -> (n, m), called in the dtype of the points that the user gave."""
-
-    cost: Cost
-    dtype: torch.dtype
-    swapped: bool = False
-
-    def rows(self, x: Tensor, phi: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
-        return torch.cat([x, phi.unsqueeze(1)], 1)
-
-    def columns(self, y: Tensor, psi: Tensor, gamma: Tensor) -> Tensor:
-        return self.rows(y, psi, gamma)
-
-    def exponents(self, left: Tensor, right: Tensor, gamma: Tensor) -> Tensor:
-        x, y = left[:, :-1].to(self.dtype), right[:, :-1].to(self.dtype)
-        costs = self.cost(y, x).mT if self.swapped else self.cost(x, y)
-        return gamma * (left[:, -1:] + right[:, -1] - costs)
-
-    @property
-    def transposed(self) -> Ground:
-        return replace(self, swapped=not self.swapped)
 
 
 def block_of(m: int, tile: int | None) -> int:
@@ -110,11 +51,15 @@ class Cloud:
         """The problem of Pᵀ."""
         return Cloud(self.ground.transposed, self.y, self.x, self.columns, self.rows, self.gamma, self.tile)
 
-    def costs(self) -> Tensor:
-        """M (n, m), stored: for few points."""
-        one = torch.ones_like(self.gamma)
-        left = self.ground.rows(self.x, torch.zeros_like(self.rows), one)
-        return -self.ground.exponents(left, self.ground.columns(self.y, torch.zeros_like(self.columns), one), one)
+    def costs(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """M (n, m), or a part of it, stored."""
+        x, y, one = self.x[rows], self.y[columns], torch.ones_like(self.gamma)
+        return -self.ground.exponents(self.ground.rows(x, torch.zeros_like(x[:, 0]), one), self.ground.columns(y, torch.zeros_like(y[:, 0]), one), one)
+
+    def spread(self) -> Tensor:
+        """The range of M between one point of each cloud and all of the other: at least a quarter of the whole for squared distances."""
+        seen = torch.cat([self.costs(slice(1)).flatten(), self.costs(slice(None), slice(1)).flatten()])
+        return seen.max() - seen.min()
 
     def tiles(self, phi: Tensor, psi: Tensor, dtype: torch.dtype, half: bool = False, stride: int = 1) -> Iterator[Tile]:
         """Block after block of rows.
@@ -183,9 +128,11 @@ class Cloud:
         return image.double()
 
     def survey(self, phi: Tensor, psi: Tensor, least: float, stride: int = 1) -> list[Tensor]:
-        """For each block of rows the columns where P_ij / r_i c_j exceeds `least` somewhere."""
-        floor = (least * self.columns).to(torch.float32)
-        return [(tile.kernel().amax(0) > floor).nonzero().squeeze(1) for tile in replace(self, near=None).tiles(phi, psi, torch.float32, stride=stride)]
+        """For each block of rows the columns where Σ P_ij / r_i c_j over these rows exceeds `least`."""
+        dtype = torch.float32
+        floor = (least * self.columns).to(dtype)
+        tiles = replace(self, near=None).tiles(phi, psi, dtype, stride=stride)
+        return [(tile.kernel().mT @ torch.ones_like(floor[: tile.left.shape[0]]) > floor).nonzero().squeeze(1) for tile in tiles]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,13 +149,13 @@ class Tile:
 
     def kernel(self) -> Tensor:
         """(rows, columns)"""
-        return self._rounded(self._exponents()).exp_()
+        return self._exp(self._exponents())
 
     def balanced_kernel(self) -> tuple[Tensor, Tensor]:
         """The same with the largest exponent of each row, (rows,), taken out."""
         exponents = self._exponents()
         top = exponents.amax(1, keepdim=True)
-        return self._rounded(exponents.sub_(top)).exp_(), top.squeeze(1)
+        return self._exp(exponents.sub_(top)), top.squeeze(1)
 
     def count_before(self, column: int) -> int:
         """How many columns of the tile come before this one."""
@@ -226,8 +173,9 @@ class Tile:
             return torch.mm(self.left, self.right.mT, out=self._memory(self.exact))
         return self.cloud.ground.exponents(self.left, self.right, self.cloud.gamma)
 
-    def _rounded(self, exponents: Tensor) -> Tensor:
-        return exponents if self.rounded.dtype == exponents.dtype else self._memory(self.rounded).copy_(exponents)
+    def _exp(self, exponents: Tensor) -> Tensor:
+        rounded = exponents if self.rounded.dtype == exponents.dtype else self._memory(self.rounded).copy_(exponents)
+        return rounded.clamp_(min=LEAST).exp_()
 
     def _memory(self, buffer: Tensor) -> Tensor:
         n, m = self.left.shape[0], self.right.shape[0]
