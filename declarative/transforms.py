@@ -92,9 +92,7 @@ def reject_mapped_and_dual(
         dual = forward_ad._current_level >= 0 and tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None
         while is_wrapped(tensor):
             if functorch.is_batchedtensor(tensor):
-                raise NotImplementedError(
-                    f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use {batch}, or {otherwise}"
-                )
+                raise NotImplementedError(f"{what} cannot run under torch.func.vmap, because its steps look at the numbers: use {batch}, or {otherwise}")
             dual = dual or functorch.maybe_get_level(tensor) in forward
             tensor = functorch.get_unwrapped(tensor)
         if dual:
