@@ -8,6 +8,7 @@ import torch
 from benchmarks.timing import peak_bytes
 from declarative.errors import CapturedTensorError, SolverError, SolverWarning
 from declarative.layers import sinkhorn_divergence
+from declarative.layers.transport import multiscale
 from declarative.layers.transport.ground import SquaredEuclidean
 from declarative.layers.transport.multiscale import coarsen, spatial_order
 from declarative.layers.transport.point_cloud import CloudOptions, cloud_divergence, cloud_loss, cloud_value
@@ -334,3 +335,28 @@ def test_bad_input(change, error, message):
 def test_bad_options(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         CloudOptions(**change)
+
+
+@pytest.mark.parametrize("cost", [None, powers])
+def test_pairs_without_weight_are_left_out(cost, monkeypatch):
+    """Which changes nothing to the tolerance, in any derivative."""
+    monkeypatch.setattr(multiscale, "_MANY", 1)
+    surveys = []
+    survey = Cloud.survey
+
+    def watched(cloud, phi, psi, least, stride=1):
+        surveys.append(survey(cloud, phi, psi, least, stride))
+        return surveys[-1]
+
+    monkeypatch.setattr(Cloud, "survey", watched)
+    inputs = instance(120, 100, epsilon=0.01)
+    options = CloudOptions(tolerance=1e-11, tile=5, coarsest=60)
+    for function, loss in ((cloud_divergence, False), (cloud_loss, True)):
+        value = function(*inputs, cost, options)
+        assert sum(len(columns) for columns in surveys[-1]) < 0.6 * 120 * len(surveys[-1])
+        monkeypatch.setattr(multiscale, "_MANY", 1 << 40)
+        wanted = function(*inputs, cost, options)
+        monkeypatch.setattr(multiscale, "_MANY", 1)
+        assert_same([value], [wanted], 1e-10)
+        for found, gradient in zip(derivatives(value, inputs, 1 + (not loss)), derivatives(wanted, inputs, 1 + (not loss)), strict=True):
+            assert_same(found, gradient, 1e-7)

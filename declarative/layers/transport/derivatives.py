@@ -25,7 +25,7 @@ from declarative.layers.transport.pair_kernel import PairKernel
 from declarative.layers.transport.pairs import one_by_one
 from declarative.layers.transport.tiles import Cloud
 from declarative.structure.base import Operator, invert
-from declarative.transforms import alive, is_differentiated
+from declarative.transforms import alive, is_differentiated, reject_legacy_vmap
 
 _STEPS = 500  # of conjugate gradients, at most
 
@@ -61,6 +61,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        reject_legacy_vmap(cotangent)
         kernel: PairKernel = ctx.kernel
         x, y, rows, columns, gamma = inputs = tuple(alive(t) for t in ctx.saved_tensors)
         phi, psi = potentials(kernel, *inputs)
@@ -98,6 +99,7 @@ class _Potentials(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, phi_bar: Tensor, psi_bar: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        reject_legacy_vmap(phi_bar, psi_bar)
         kernel: PairKernel = ctx.kernel
         phi, psi, *inputs = (alive(t) for t in ctx.saved_tensors)
         x, y, rows, columns, gamma = inputs

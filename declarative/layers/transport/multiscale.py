@@ -37,7 +37,7 @@ class Potentials:
 
     Args:
         rows, columns: φ (n,) and ψ (m,), float64.
-        error: marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr, of P with these potentials or one half-step earlier, where it is no smaller.
+        error: marginal error (‖P1 − r‖₁ + ‖Pᵀ1 − c‖₁) / Σr, of P one step before these potentials.
         passes: over all pairs.
         near: the pairs that count, as in `Cloud`.
     """
