@@ -32,7 +32,7 @@ class Auto(Method):
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Sinkhorn's iteration")
-        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None], results.heaviest)
+        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None])
         cycles, choice, sweeps = Extrapolated(kernel, results), _Choice(kernel, results.inner), 0
         error = results.error(kernel.residual())
         while True:

@@ -82,6 +82,8 @@ class Direction:
     def _factorise(self, kernel: Kernel, plan: Tensor, columns: Tensor) -> Tensor:
         """The factor of what `system.schur_complement` forms, damped."""
         gauge = columns * self._scale
+        if kernel.column_floor is not None:
+            gauge = torch.where(kernel.column_floor < 1, gauge, 0.0)
         scaled, n = (plan / kernel.r.mT).mT, plan.shape[2]
         schur = gauge.mT * gauge
         if n < 4 * _BLOCK or schur.device.type != "cpu":
@@ -94,7 +96,7 @@ class Direction:
         diagonal, sums = schur.diagonal(dim1=1, dim2=2), columns.squeeze(1)
         diagonal.add_(sums, alpha=1 + damping)
         factor, info = torch.linalg.cholesky_ex(schur)
-        while bool(info.any()):
+        while bool(info.any()) and damping < 1:
             damping = max(1e-8, 100 * damping)
             diagonal.add_(torch.where(info > 0, damping, 0.0).unsqueeze(1) * sums)
             factor, info = torch.linalg.cholesky_ex(schur)

@@ -55,7 +55,7 @@ class DualLBFGS(Method):
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "L-BFGS on the dual")
         scaling = 1.0 if init is not None else _SCALING
-        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling), results.heaviest)
+        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling))
         descent, way = _Descent(kernel, self.memory), Way(kernel, results, scaling)
         best, since = np.full(results.mass.shape, np.inf), np.zeros(results.mass.shape)
         for step in range(goal.max_iterations + 1):

@@ -39,7 +39,7 @@ class DualNewton(Method):
 
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Newton's method on the dual")
-        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None], results.heaviest)
+        kernel = kernel_of(problem, None if init is None else init[1], problem.gamma[:, None, None])
         return newton(kernel, results)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from declarative.layers.transport.statement import Transport, soft_minimum
 
 _LOG2E = math.log2(math.e)
+_CORRECTIONS = 10
 
 
 def reach(dtype: torch.dtype) -> float:
@@ -38,8 +39,7 @@ class Kernel:
         k: K (b, m, n); (1, m, n) while all samples share it.
         u, v: (b, 1, m), (b, 1, n)
         sums: u K (b, 1, n)
-        heaviest: more than any entry of r.
-        least: the smallest of `sums` after K was last computed: 0 or nan where something is empty that no floor takes care of.
+        whole: False where something is empty that no floor takes care of.
     """
 
     cost: Tensor
@@ -55,8 +55,7 @@ class Kernel:
     u: Tensor
     v: Tensor
     sums: Tensor
-    heaviest: float
-    least: float = 0.0
+    whole: bool = True
 
     def row_sums(self, v: Tensor) -> Tensor:
         """K v."""
@@ -112,19 +111,24 @@ class Kernel:
         self.absorb(self.full_psi() + self.log_columns * (1 / gamma - 1 / self.gamma), gamma)
 
     def absorb(self, psi: Tensor, gamma: Tensor) -> None:
-        """K anew at this ψ (b, 1, n) and γ (b, 1, 1)."""
-        self._exponentiate(self.cost, psi, gamma)
+        """K anew at this ψ (b, 1, n) and γ (b, 1, 1).
+
+        Columns whose next correction would be out of reach get it at once: they are nowhere near the solution.
+        """
         self.gamma, self.v = gamma, torch.ones_like(self.c)
-        self.settle()
-        limit = math.exp(-reach(psi.dtype))
-        self.least = float(self.sums.amin())
-        if self.least < limit * self.heaviest:  # of columns that are no row's favourite: raised until they are one
-            top = self.slack().amax(1, keepdim=True)
-            low = (top * gamma < math.log(limit)) & torch.isfinite(top)
-            if bool(low.any()):
-                self._exponentiate(self.cost, self.psi - torch.where(low, top, 0.0), gamma)
-                self.settle()
-                self.least = float(self.sums.amin())
+        for _ in range(_CORRECTIONS):
+            self._exponentiate(self.cost, psi, gamma)
+            self.settle()
+            logs = (self.c / self.sums).log_()
+            if float(torch.linalg.vector_norm(logs, math.inf)) <= 0.5 * reach(psi.dtype):
+                self.whole = True
+                return
+            # Sums that have underflowed say nothing; the largest exponent does.
+            logs = torch.where(torch.isinf(logs), -gamma * self.slack().amax(1, keepdim=True), logs)
+            self.whole = bool(torch.isfinite(logs).all())
+            if not self.whole:
+                return
+            psi = self.psi + torch.where(logs.abs() > 0.5 * reach(psi.dtype), logs / gamma, 0.0)
 
     def slack(self) -> Tensor:
         """φ + ψ − M (b, m, n): the exponents over γ."""
@@ -145,7 +149,7 @@ class Kernel:
         self._exponentiate(self.cost[:1], torch.zeros_like(self.c[:1]), gamma)
         self.v = torch.exp(self.log_columns)
         self.settle()
-        self.least = float(self.sums.amin())
+        self.whole = float(self.sums.amin()) > 0
 
     def potentials(self, problem: Transport) -> tuple[Tensor, Tensor]:
         """φ (b, m) and ψ (b, n) of the problem, finite everywhere: the soft minimum where there is no mass."""
@@ -186,23 +190,18 @@ def spread(cost: Tensor) -> Tensor:
     return torch.where(torch.isfinite(wide), wide, 0.0)
 
 
-def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor, heaviest: float) -> Kernel:
-    """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero.
-
-    Args:
-        gamma: (b, 1, 1)
-        heaviest: more than any entry of r.
-    """
+def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
+    """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero. gamma: (b, 1, 1)"""
     cost, r, c = problem.cost, problem.rows.unsqueeze(1), problem.columns.unsqueeze(1)
     b, least = cost.shape[0], 1e-200 if cost.dtype == torch.float64 else 1e-30
     if float(r.amin()) >= least**0.5:
         weights = c.log()
-        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c, heaviest)
+        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c)
         if psi is None and b > 1 and cost.stride(0) == 0 and bool((gamma == gamma[0]).all()) and float(weights.amin()) > -reach(cost.dtype):
             kernel.share()
         else:
             kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
-        if kernel.least > 0:
+        if kernel.whole:
             return kernel
     # Rows or columns without mass, or with nowhere to go.
     cost = torch.where((r <= 0).mT | (c <= 0), torch.inf, cost)
@@ -211,6 +210,6 @@ def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor, heaviest: f
     row_floor, column_floor = torch.where(dead_r, 1.0, least).to(cost.dtype), torch.where(dead_c, 1.0, least).to(cost.dtype)
     r, c = torch.where(dead_r, 1.0, r), torch.where(dead_c, 1.0, c)
     weights = c.log()
-    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c, heaviest)
+    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c)
     kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
     return kernel

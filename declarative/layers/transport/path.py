@@ -20,7 +20,8 @@ from declarative.layers.transport.results import Results, host
 
 NEAR = 0.1  # a marginal error from which Newton's steps converge fast
 _CENTRED = 3.0  # a change of log v up to which γ may change too
-_HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ
+_HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ, if the error is not small
+_SMALL = 0.01
 _SHORT = 1.3  # a growth of γ that is no longer worth while
 _OVERSHOT, _TIMID = -0.3, 0.3  # the slopes between which a step may end, relative to that at its start
 _TRIALS = 20
@@ -95,7 +96,7 @@ class Path:
         if side is None and not hopeless.any():
             self._search(delta, logs, largest, slope, float((drift + largest).max()))
             return
-        back = hopeless & (self.last > 0)
+        back = hopeless & (self.last > 0) & (error >= _SMALL)
         cold = hopeless & (error >= NEAR) & ~back & (self.now > self.least)
         if onward is not None and side is not None:
             onward &= largest < _CENTRED

@@ -28,7 +28,6 @@ class Results:
         self.alive: Tensor | None = None
         self.running = problem.cost.shape[0]
         self.mass = host(problem.mass)
-        self.heaviest = float(self.mass.max())
         # Rounding of the plan itself must not turn a sample that has converged into one that has not.
         self.inner = 0.9 * goal.tolerance
         self._parts: list[tuple[Tensor | None, Tensor, Tensor, Tensor, int, Tensor | None]] = []

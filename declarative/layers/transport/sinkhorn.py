@@ -61,7 +61,7 @@ class Sinkhorn(Method):
     def run(self, problem: Transport, init: Potentials | None, goal: Goal) -> Found:
         results = Results(problem, goal, "Sinkhorn's iteration")
         scaling = self.scaling if init is None and self.scaling is not None else 1.0
-        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling), results.heaviest)
+        kernel = kernel_of(problem, None if init is None else init[1], start(problem, scaling))
         pace = Extrapolated(kernel, results) if self.over_relaxation is None else _Relaxed(kernel, self.over_relaxation)
         way, count = Way(kernel, results, scaling), 0
         while True:
