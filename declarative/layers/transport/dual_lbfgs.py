@@ -115,8 +115,7 @@ class _Descent:
     def step(self, iteration: int) -> None:
         """One step of each sample; `resting` are those that no length takes further."""
         kernel, state = self.kernel, self.state
-        if float(kernel.v.log().abs().amax()) > 0.5 * reach(kernel.v.dtype):
-            kernel.absorb(kernel.full_psi(), kernel.gamma)
+        kernel.keep_within_reach(0.5)
         here = kernel.v.log().squeeze(1) * self.root
         value, gradient = self._at(here)
         state |= {"y": here, "gradient": gradient}

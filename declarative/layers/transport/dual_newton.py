@@ -88,8 +88,8 @@ def _begin(kernel: Kernel, results: Results, far_from: float) -> np.ndarray:
         if not far.any():
             return least
         now = np.where(far, gamma, now)
-        mask, at = (torch.from_numpy(x).to(kernel.c.device).view(-1, 1, 1) for x in (far, now))
-        kernel.absorb(torch.where(mask, kernel.log_columns / at, kernel.full_psi()), at)
+        at = torch.from_numpy(now).to(kernel.c).view(-1, 1, 1)
+        kernel.absorb_some(far, kernel.log_columns / at, at)
         kernel.sweep(_SWEEPS)
         far = far & (results.error(kernel.residual()) >= _FAR)
         gamma = np.where(far, np.maximum(gamma / 3, least), gamma)

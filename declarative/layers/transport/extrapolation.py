@@ -27,7 +27,6 @@ class Extrapolated:
     def __init__(self, kernel: Kernel, results: Results) -> None:
         self.kernel, self._results = kernel, results
         self._iterates: list[Tensor] = []
-        self._psi, self._moved = kernel.psi, False
 
     def select(self, kernel: Kernel, index: Tensor) -> None:
         """Go on with these samples, whose kernel this is."""
@@ -50,8 +49,8 @@ class Extrapolated:
             spent = 1
             if (self._extrapolate(error) <= self._results.inner).all():
                 return spent
-        elif self._iterates and not kernel.within_reach():
-            kernel.absorb(kernel.full_psi(), kernel.gamma)
+        elif self._iterates:
+            kernel.keep_within_reach()
         self._iterates = kernel.sweep(times)
         return spent + times
 
@@ -63,30 +62,28 @@ class Extrapolated:
         increments = (latest - logs[:, :-1]).mul_(kernel.c.sqrt())
         gram = host(torch.bmm(increments, increments.mT)).astype(float)
         order = gram.shape[1]
-        size = gram.trace(axis1=1, axis2=2) + np.finfo(float).tiny
+        size = gram.trace(axis1=1, axis2=2) + 1e-200
         gram += 10 * torch.finfo(logs.dtype).eps * size[:, None, None] * np.eye(order)
         weights = np.linalg.solve(gram, np.ones((size.shape[0], order, 1)))[:, :, 0]
         weights /= weights.sum(1, keepdims=True)
         weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, np.eye(order)[-1])
         found = torch.bmm(torch.from_numpy(weights).to(logs).unsqueeze(1), latest)
-        after = self._go(found)
+        psi, nowhere = kernel.psi, np.zeros(size.shape, dtype=bool)
+        moved = self._go(psi, found, nowhere)
+        after = self._results.error(kernel.residual())
         worse = ~(after <= error)
         if worse.any():
             stay = torch.from_numpy(worse).to(found.device).view(-1, 1, 1)
-            after = self._go(torch.where(stay, latest[:, -1:], found), back=True)
+            self._go(psi, torch.where(stay, latest[:, -1:], found), moved)
+            after = self._results.error(kernel.residual())
         return after
 
-    def _go(self, logs: Tensor, *, back: bool = False) -> np.ndarray:
-        """To these log v; where K does not reach so far, or the way back may not, K is computed anew. Returns the error."""
+    def _go(self, psi: Tensor, logs: Tensor, moved: np.ndarray) -> np.ndarray:
+        """To these log v on top of ψ; where K does not reach so far, or has `moved` from ψ already, it is computed anew. Returns where."""
         kernel = self.kernel
-        if back and self._moved:
-            kernel.absorb(torch.addcdiv(self._psi, logs, kernel.gamma), kernel.gamma)
-        else:
-            self._psi = kernel.psi
-            self._moved = not float(torch.linalg.vector_norm(logs, math.inf)) <= reach(logs.dtype)
-            if self._moved:
-                kernel.absorb(torch.addcdiv(kernel.psi, logs, kernel.gamma), kernel.gamma)
-            else:
-                kernel.v = logs.exp()
-                kernel.settle()
-        return self._results.error(kernel.residual())
+        anew = moved | ~(host(torch.linalg.vector_norm(logs, math.inf, (1, 2))) <= reach(logs.dtype))
+        if not anew.all():
+            kernel.v = logs.exp()
+            kernel.settle()
+        kernel.absorb_some(anew, torch.addcdiv(psi, logs, kernel.gamma), kernel.gamma)
+        return anew

@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from declarative.layers.transport.statement import Transport, soft_minimum
 
 _LOG2E = math.log2(math.e)
-_CORRECTIONS = 10
+_CORRECTIONS = 3
 
 
 def reach(dtype: torch.dtype) -> float:
@@ -39,6 +40,7 @@ class Kernel:
         k: K (b, m, n); (1, m, n) while all samples share it.
         u, v: (b, 1, m), (b, 1, n)
         sums: u K (b, 1, n)
+        calm: (b,) whether the next correction is within reach: if not, K may have to change after each.
         whole: False where something is empty that no floor takes care of.
     """
 
@@ -55,6 +57,7 @@ class Kernel:
     u: Tensor
     v: Tensor
     sums: Tensor
+    calm: np.ndarray
     whole: bool = True
 
     def row_sums(self, v: Tensor) -> Tensor:
@@ -66,8 +69,14 @@ class Kernel:
         return _product(u, self.k, self.column_floor)
 
     def sweep(self, times: int) -> list[Tensor]:
-        """Sinkhorn's iteration; afterwards rows are met exactly. Returns v after each."""
+        """Sinkhorn's iteration; afterwards rows are met exactly. Returns v after each, or nothing where K had to change meanwhile."""
         iterates = []
+        if not self.calm.all():
+            for _ in range(times):
+                self.v = self.c / self.sums
+                self.settle()
+                self.keep_within_reach(0.5)
+            return iterates
         if self.row_floor is None and self.k.shape[0] == self.c.shape[0]:
             r, c, u, sums, k, kt = self.r, self.c, self.u, self.sums, self.k, self.k.mT
             for _ in range(times):
@@ -102,13 +111,15 @@ class Kernel:
         """ψ with log v in it (b, 1, n)."""
         return torch.addcdiv(self.psi, self.v.log(), self.gamma)
 
-    def within_reach(self) -> bool:
-        """Whether K still holds all that counts; else it is time to absorb."""
-        return float(torch.linalg.vector_norm(self.v.log(), math.inf)) <= reach(self.v.dtype)
+    def keep_within_reach(self, share: float = 1.0) -> None:
+        """Absorb where K would soon no longer hold all that counts."""
+        strays = torch.linalg.vector_norm(self.v.log(), math.inf, (1, 2)) > share * reach(self.v.dtype)
+        if bool(strays.any()):
+            self.absorb_some(strays.cpu().numpy(), self.full_psi(), self.gamma)
 
-    def grow(self, gamma: Tensor) -> None:
-        """The same potentials of the problem at another γ (b, 1, 1)."""
-        self.absorb(self.full_psi() + self.log_columns * (1 / gamma - 1 / self.gamma), gamma)
+    def grow(self, which: np.ndarray, gamma: Tensor) -> None:
+        """The same potentials of the problem at another γ (b, 1, 1), for the samples of a mask."""
+        self.absorb_some(which, self.full_psi() + self.log_columns * (1 / gamma - 1 / self.gamma), gamma)
 
     def absorb(self, psi: Tensor, gamma: Tensor) -> None:
         """K anew at this ψ (b, 1, n) and γ (b, 1, 1).
@@ -119,16 +130,37 @@ class Kernel:
         for _ in range(_CORRECTIONS):
             self._exponentiate(self.cost, psi, gamma)
             self.settle()
-            logs = (self.c / self.sums).log_()
-            if float(torch.linalg.vector_norm(logs, math.inf)) <= 0.5 * reach(psi.dtype):
-                self.whole = True
+            if self._look().all():
                 return
             # Sums that have underflowed say nothing; the largest exponent does.
+            logs = (self.c / self.sums).log_()
             logs = torch.where(torch.isinf(logs), -gamma * self.slack().amax(1, keepdim=True), logs)
             self.whole = bool(torch.isfinite(logs).all())
             if not self.whole:
                 return
             psi = self.psi + torch.where(logs.abs() > 0.5 * reach(psi.dtype), logs / gamma, 0.0)
+
+    def _look(self) -> np.ndarray:
+        """Whether the next correction is within reach."""
+        size = torch.linalg.vector_norm((self.c / self.sums).log_(), math.inf, (1, 2))
+        self.calm = (size <= 0.5 * reach(size.dtype)).cpu().numpy()
+        return self.calm
+
+    def absorb_some(self, which: np.ndarray, psi: Tensor, gamma: Tensor) -> None:
+        """`absorb` for the samples of a mask (b,); the others, whose psi and gamma do not count, keep their K to the last bit."""
+        if which.all():
+            self.absorb(psi, gamma)
+        elif which.any():
+            index = torch.from_numpy(which.nonzero()[0]).to(psi.device)
+            part = self.select(index)
+            part.absorb(psi[index], gamma[index])
+            if self.k.shape[0] != which.shape[0]:
+                self.k, self.phi, self.psi = (x.repeat(which.shape[0], 1, 1) for x in (self.k, self.phi, self.psi))
+            self.k[index] = part.k
+            self.calm = self.calm.copy()
+            self.calm[which] = part.calm
+            for name in ("gamma", "phi", "psi", "u", "v", "sums"):
+                setattr(self, name, getattr(self, name).index_copy(0, index, getattr(part, name)))
 
     def slack(self) -> Tensor:
         """φ + ψ − M (b, m, n): the exponents over γ."""
@@ -149,7 +181,7 @@ class Kernel:
         self._exponentiate(self.cost[:1], torch.zeros_like(self.c[:1]), gamma)
         self.v = torch.exp(self.log_columns)
         self.settle()
-        self.whole = float(self.sums.amin()) > 0
+        self._look()
 
     def potentials(self, problem: Transport) -> tuple[Tensor, Tensor]:
         """φ (b, m) and ψ (b, n) of the problem, finite everywhere: the soft minimum where there is no mass."""
@@ -167,6 +199,8 @@ class Kernel:
         b = self.c.shape[0]
 
         def chosen(x: Any) -> Any:
+            if isinstance(x, np.ndarray):
+                return x[index.cpu().numpy()]
             if not isinstance(x, Tensor) or (x.shape[0] == 1 and b > 1):
                 return x
             return x[: index.shape[0]] if x.stride(0) == 0 else x[index]
@@ -193,13 +227,13 @@ def spread(cost: Tensor) -> Tensor:
 def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
     """The kernel at the potential ψ (b, n) of the problem, without weights; None: zero. gamma: (b, 1, 1)"""
     cost, r, c = problem.cost, problem.rows.unsqueeze(1), problem.columns.unsqueeze(1)
-    b, least = cost.shape[0], 1e-200 if cost.dtype == torch.float64 else 1e-30
+    b, rough, least = cost.shape[0], np.zeros(cost.shape[0], dtype=bool), 1e-200 if cost.dtype == torch.float64 else 1e-30
     if float(r.amin()) >= least**0.5:
         weights = c.log()
-        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c)
+        kernel = Kernel(cost, r, c, None, None, weights, gamma, r, c, cost, r, c, c, rough)
         if psi is None and b > 1 and cost.stride(0) == 0 and bool((gamma == gamma[0]).all()) and float(weights.amin()) > -reach(cost.dtype):
             kernel.share()
-        else:
+        if not kernel.calm.all():
             kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
         if kernel.whole:
             return kernel
@@ -210,6 +244,6 @@ def kernel_of(problem: Transport, psi: Tensor | None, gamma: Tensor) -> Kernel:
     row_floor, column_floor = torch.where(dead_r, 1.0, least).to(cost.dtype), torch.where(dead_c, 1.0, least).to(cost.dtype)
     r, c = torch.where(dead_r, 1.0, r), torch.where(dead_c, 1.0, c)
     weights = c.log()
-    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c)
+    kernel = Kernel(cost, r, c, row_floor, column_floor, weights, gamma, r, c, cost, r, c, c, rough)
     kernel.absorb(weights / gamma if psi is None else psi.unsqueeze(1) + weights / gamma, gamma)
     return kernel

@@ -24,6 +24,7 @@ _HOPELESS = 30.0  # a change of log v that is worth going back to a smaller γ, 
 _SMALL = 0.01
 _SHORT = 1.3  # a growth of γ that is no longer worth while
 _OVERSHOT, _TIMID = -0.3, 0.3  # the slopes between which a step may end, relative to that at its start
+_QUARTER = 0.25  # of the error at the start: a step that leaves so little is good whatever the slope
 _TRIALS = 20
 _PATIENCE = 30  # steps in which the error falls by 10 %, or γ grows
 
@@ -47,7 +48,8 @@ class Path:
         self.away = bool((self.now < self.target).any())
         self.ratio, self.last = np.full_like(self.now, 4.0), np.zeros_like(self.now)
         self.base = self.limit = kernel.psi.expand_as(kernel.c)
-        self.best, self.reached = np.full_like(self.now, np.inf), self.now
+        self.best = self.before = np.full_like(self.now, np.inf)
+        self.reached = self.now
         mass = kernel.r.new_tensor(results.mass).view(-1, 1, 1)
         self.direction = Direction(results.goal.tolerance, mass)
 
@@ -55,7 +57,7 @@ class Path:
         """Go on with these samples."""
         self.kernel, self.base, self.limit = self.kernel.select(index), self.base[index], self.limit[index]
         keep = index.cpu().numpy()
-        for name in ("least", "now", "target", "ratio", "last", "best", "reached"):
+        for name in ("least", "now", "target", "ratio", "last", "best", "before", "reached"):
             setattr(self, name, getattr(self, name)[keep])
         self.direction.select(index)
 
@@ -64,19 +66,20 @@ class Path:
         ended = ~(error > self.results.inner)
         if self.away:
             ended &= (self.now >= self.target) | np.isnan(error)
+        # At the level of rounding nothing is gained by waiting.
         rounding = error < 30 * torch.finfo(self.kernel.c.dtype).eps
+        if rounding.any():
+            ended |= rounding & (error > 0.5 * self.before) & (self.now >= self.target)
+        self.before = error
         if step % _PATIENCE == 0:
             ended |= (error > 0.9 * self.best) & (self.now <= self.reached)
-        if rounding.any():  # there nothing is gained by waiting
-            ended |= rounding & (error > 0.5 * self.best) & (self.now >= self.target)
-        if step % _PATIENCE == 0 or rounding.any():
             self.best, self.reached = error, self.now
         return ended
 
     def arrive(self, ended: np.ndarray) -> None:
         """Samples that are given up on their way are judged at their target all the same."""
         if self.away and (self.now < self.target)[ended].any():
-            self._absorb(self.kernel.full_psi(), np.where(ended, self.target, self.now))
+            self._absorb(ended & (self.now < self.target), self.kernel.full_psi(), self.target)
 
     def advance(self, residual: Tensor, error: np.ndarray) -> None:
         """One step, in γ or at this γ."""
@@ -94,7 +97,7 @@ class Path:
             largest, slope = np.where(bad, 0.0, largest), np.where(bad, 0.0, slope)
         hopeless = largest > _HOPELESS
         if side is None and not hopeless.any():
-            self._search(delta, logs, largest, slope, float((drift + largest).max()))
+            self._search(delta, logs, error, (largest, slope, drift))
             return
         back = hopeless & (self.last > 0) & (error >= _SMALL)
         cold = hopeless & (error >= NEAR) & ~back & (self.now > self.least)
@@ -110,7 +113,7 @@ class Path:
         still = ~(onward | back | cold)
         if still.any():
             delta = torch.where(self._device(still), delta, 0.0)
-            self._search(delta, logs, np.where(still, largest, 0.0), np.where(still, slope, 0.0), float((drift + largest * still).max()))
+            self._search(delta, logs, error, (np.where(still, largest, 0.0), np.where(still, slope, 0.0), drift))
         if not still.all():
             self._move(onward | back, cold)
 
@@ -118,7 +121,7 @@ class Path:
         """Along the tangent as far as it stays near the path; `cold` samples start again at a smaller γ; the others stay."""
         gamma = np.where(cold, np.maximum(self.now / 10, self.least), self.now)
         psi = torch.where(self._device(cold), self.kernel.log_columns / self._device(gamma), self.kernel.full_psi())
-        stuck, error = moving & (self.ratio < _SHORT), np.zeros_like(gamma)
+        changed, stuck, error = moving | cold, moving & (self.ratio < _SHORT), np.zeros_like(gamma)
         for _ in range(_TRIALS):
             if stuck.any():  # not even a small step stays near: Newton's step at the last point has to do
                 moving = moving & ~stuck
@@ -127,33 +130,38 @@ class Path:
             following = np.where(moving, np.minimum(self.last * self.ratio, self.target), gamma)
             share = self._device(np.where(moving, self.last / following, 1.0))
             tangent = torch.lerp(self.limit, self.base, share)
-            self._absorb(torch.where(self._device(moving), tangent, psi), following)
+            self._absorb(changed, torch.where(self._device(moving), tangent, psi), following)
             error = self.results.error(self.kernel.residual())
             far = moving & ~(error < NEAR)
             if not far.any():
                 break
             self.ratio = np.where(far, np.sqrt(self.ratio), self.ratio)
-            stuck = far & (self.ratio < _SHORT)
+            changed, stuck = far, far & (self.ratio < _SHORT)
         self.ratio = np.where(moving & (error < 0.3 * NEAR), np.minimum(self.ratio**1.5, 64.0), self.ratio)
 
-    def _search(self, delta: Tensor, logs: Tensor, largest: np.ndarray, slope: np.ndarray, extent: float) -> None:
+    def _search(self, delta: Tensor, logs: Tensor, error: np.ndarray, sizes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Take the step, as far as the dual rises: its slope along it, which falls all the way, ends between two bounds."""
         kernel, cap = self.kernel, reach(delta.dtype)
-        base = None
-        length = np.ones_like(slope)
-        if extent > cap:
-            base, length = kernel.full_psi(), np.where(largest > cap, cap / np.maximum(largest, cap), 1.0)
+        largest, slope, drift = sizes
+        base, length = torch.addcdiv(kernel.psi, logs, kernel.gamma), np.ones_like(slope)
+        # Where K does not reach it is computed anew.
+        anew = drift + largest > cap
+        if anew.any():
+            length = np.where(largest > cap, cap / np.maximum(largest, cap), length)
         low, high, low_slope, high_slope = np.zeros_like(slope), np.full_like(slope, np.inf), slope, slope
         for trial in range(_TRIALS):
-            step = delta if trial == 0 and base is None else delta * self._device(length)
-            if base is not None:
-                kernel.absorb(torch.addcdiv(base, step, kernel.gamma), kernel.gamma)
-            else:
+            step = delta if trial == 0 and not anew.any() else delta * self._device(length)
+            if not anew.all():
                 kernel.v = (logs + step).exp_()
                 kernel.settle()
+            kernel.absorb_some(anew, torch.addcdiv(base, step, kernel.gamma), kernel.gamma)
             inclined = host(torch.bmm(kernel.residual(), delta.mT)).ravel()
             over, timid = inclined < _OVERSHOT * slope, inclined > _TIMID * slope
             wrong = over | timid
+            if not wrong.any():
+                return
+            # Where the plan falls apart the slope is rounding; the error is not.
+            wrong &= ~(self.results.error(kernel.residual()) <= _QUARTER * error)
             if not wrong.any():
                 return
             low, low_slope = np.where(timid, length, low), np.where(timid, inclined, low_slope)
@@ -161,13 +169,12 @@ class Path:
             with np.errstate(invalid="ignore", divide="ignore"):
                 between = low + (high - low) * np.clip(low_slope / (low_slope - high_slope), 0.1, 0.9)
             length = np.where(wrong, np.where(np.isfinite(high), between, 2 * length), length)
-            if base is None and float((length * largest).max()) + extent > cap:
-                base = torch.addcdiv(kernel.psi, logs, kernel.gamma)
+            anew |= drift + length * largest > cap
 
-    def _absorb(self, psi: Tensor, gamma: np.ndarray) -> None:
-        self.kernel.absorb(psi, self._device(gamma))
-        self.now = gamma
-        self.away = bool((gamma < self.target).any())
+    def _absorb(self, which: np.ndarray, psi: Tensor, gamma: np.ndarray) -> None:
+        self.kernel.absorb_some(which, psi, self._device(gamma))
+        self.now = np.where(which, gamma, self.now)
+        self.away = bool((self.now < self.target).any())
 
     def _device(self, x: np.ndarray) -> Tensor:
         """One number for each sample as (b, 1, 1)."""

@@ -119,9 +119,10 @@ class Way:
         return grown
 
     def _grow(self, gamma: np.ndarray) -> None:
-        if (gamma != self.now).any():
+        changed = gamma != self.now
+        if changed.any():
             self.now = gamma
-            self.kernel.grow(torch.from_numpy(gamma).to(self.kernel.c).view(-1, 1, 1))
+            self.kernel.grow(changed, torch.from_numpy(gamma).to(self.kernel.c).view(-1, 1, 1))
 
 
 class _Relaxed:
@@ -149,8 +150,7 @@ class _Relaxed:
     def cycle(self, error: np.ndarray, times: int) -> int:
         """Iterations, the last one plain in u, so that rows are met and the error can be seen. Returns how many."""
         kernel = self.kernel
-        if not kernel.within_reach():
-            kernel.absorb(kernel.full_psi(), kernel.gamma)
+        kernel.keep_within_reach()
         if self.auto:
             self._observe(error)
         self.before = error
