@@ -127,7 +127,8 @@ class Checks:
         solution = self._solve(self.leaves)
         v = self._cotangent()
         mine = self._vjp(self.leaves, v)
-        reference = dense_vjp(self.node, self.problem, self.single, solution, self._counted(solution), v)
+        constraints = torch.as_tensor(solution.inequality_multipliers).shape[-1]  # layers also say which of their points lie beyond a kink
+        reference = dense_vjp(self.node, self.problem, self.single, solution, self._counted(solution)[:, :constraints], v)
         moved = [_batch_first(g, self.dims[i], self.single) if i < len(self.inputs) else g for i, g in enumerate(mine)]
         names = {name: position for position, names in enumerate(self.problem.lifted, len(self.inputs)) for name in names}
         positions = [*range(len(self.inputs)), *(names[name] for name in self.parameters)]

@@ -21,6 +21,7 @@ class Status(IntEnum):
     NON_FINITE = 4
     NOT_STATIONARY = 5
     NO_SOLUTION = 6
+    NO_INLIERS = 7
 
     @property
     def meaning(self) -> str:
@@ -35,6 +36,7 @@ _MEANINGS = {
     Status.UNBOUNDED: "the objective is unbounded below on the feasible set",
     Status.NON_FINITE: "NaN or inf in the inputs, the start or the statement's values",
     Status.NO_SOLUTION: "the solver came back without a solution",
+    Status.NO_INLIERS: "no point is near enough to pull: the objective is flat there, and the derivative zero",
     Status.NOT_STATIONARY: "the point is not a minimiser (the optimality conditions do not hold there)",
 }
 

@@ -1,5 +1,18 @@
 """Ready layers: nodes with natural shapes and closed-form structure."""
 
+from declarative.layers.pooling import (
+    Barron,
+    Cauchy,
+    GemanMcClure,
+    Huber,
+    Penalty,
+    Pooled,
+    PseudoHuber,
+    Quadratic,
+    RobustPooling,
+    TruncatedQuadratic,
+    Welsch,
+)
 from declarative.layers.transport import (
     Auto,
     CloudOptions,
@@ -16,13 +29,24 @@ from declarative.layers.transport import (
 
 __all__ = [
     "Auto",
+    "Barron",
+    "Cauchy",
     "CloudOptions",
     "DualLBFGS",
     "DualNewton",
+    "GemanMcClure",
+    "Huber",
     "OptimalTransport",
+    "Penalty",
+    "Pooled",
     "Potentials",
+    "PseudoHuber",
+    "Quadratic",
+    "RobustPooling",
     "Sinkhorn",
     "SinkhornLoss",
+    "TruncatedQuadratic",
+    "Welsch",
     "cloud_loss",
     "cloud_value",
     "sinkhorn_divergence",

@@ -1,0 +1,75 @@
+"""The forward pass: starts, descents, the best kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from declarative.layers.pooling.cloud import Cloud
+from declarative.layers.pooling.descent import Found, descend
+from declarative.layers.pooling.penalties import TruncatedQuadratic
+from declarative.layers.pooling.starts import candidates
+from declarative.layers.pooling.windows import best_windows
+from declarative.solution import Status
+
+
+def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max_iterations: int) -> tuple[Tensor, ...]:
+    """u (b, C), stationarity, iterations, status and whether another point is as good (b,)."""
+    centre = cloud.centre()
+    finite = torch.isfinite(centre).all(1)
+    if not bool(finite.all()):
+        cloud = replace(cloud, x=torch.where(finite[:, None, None], cloud.x, 0.0))
+    if cloud.penalty.is_quadratic(*cloud.values):
+        return _mean(cloud, centre, finite)
+    found, tied = _best(cloud, restarts, init, tolerance, max_iterations)
+    status = torch.where(found.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+    status = torch.where(found.mass > 0, status, int(Status.NO_INLIERS))
+    if bool(finite.all()):
+        return found.u, found.stationarity, found.iterations, status, tied
+    status = torch.where(finite, status, int(Status.NON_FINITE))
+    lost = torch.where(finite, 0.0, torch.nan).to(found.u.dtype)
+    return found.u + lost.unsqueeze(1), found.stationarity + lost, found.iterations, status, tied & finite
+
+
+def _mean(cloud: Cloud, centre: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
+    none = torch.zeros_like(finite)
+    status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
+    if cloud.weights is not None:
+        status = torch.where(finite & (cloud.weights.sum(1) == 0), int(Status.NO_INLIERS), status)
+    return centre, centre.new_zeros(centre.shape[0]), none.long(), status, none
+
+
+def _best(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max_iterations: int) -> tuple[Found, Tensor]:
+    batch, channels, _ = cloud.x.shape
+    untied = torch.zeros(batch, dtype=torch.bool, device=cloud.x.device)
+    if not batch or cloud.penalty.is_convex(*cloud.values):
+        return descend(cloud, cloud.centre() if init is None else init, tolerance, max_iterations), untied
+    if channels == 1 and type(cloud.penalty) is TruncatedQuadratic:
+        best, other = best_windows(cloud, cloud.values[0])
+        found = descend(cloud, best, tolerance, max_iterations)
+        return found, (best != other).squeeze(1) & (found.mass > 0)
+    starts, sample = candidates(cloud, restarts, init)
+    if sample is None:
+        return descend(cloud, starts, tolerance, max_iterations), untied
+    rivals = cloud.rows(sample)
+    return _chosen(rivals, descend(rivals, starts, tolerance, max_iterations), sample, batch)
+
+
+def _chosen(rivals: Cloud, found: Found, sample: Tensor, batch: int) -> tuple[Found, Tensor]:
+    """Of each sample's descents the lowest, and whether another one ended as low elsewhere."""
+    value, points = rivals.at(found.u).value, rivals.x.shape[2]
+    by_value = value.argsort(stable=True)
+    order = by_value[sample[by_value].argsort(stable=True)]
+    counts = torch.bincount(sample, minlength=batch)
+    first = order[counts.cumsum(0) - counts]
+    best = Found(**{name: field[first] for name, field in vars(found).items()})
+    eps = torch.finfo(value.dtype).eps
+    level = value[first] * (1 + eps * (8 + points**0.5))
+    gap = torch.linalg.vector_norm(found.u - best.u[sample], dim=1)
+    spread = (rivals.x - rivals.centre().unsqueeze(2)).square().sum(1).mean(1).sqrt()
+    tied = torch.zeros(batch, dtype=torch.bool, device=sample.device)
+    tied[sample[(value <= level[sample]) & (gap > eps**0.375 * spread)]] = True
+    return best, tied
