@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 _ROUNDING = 16  # pivots below this many eps of Σκ₁ count as zero
 _SMALL = 24  # sizes up to which a factor costs less than conjugate gradients
 _STEPS = 16  # of conjugate gradients; more would cost as much as a factor

@@ -73,7 +73,6 @@ def descend(cloud: Cloud, start: Tensor, tolerance: float, max_iterations: int) 
     now, going, stopped = search.begin(start)
     if bool(stopped.all()):
         return now
-    batch = start.shape[0]
     result, at, left = Found(**vars(now)), None, ~stopped
     for iteration in range(1, max_iterations + 1):
         stopped = search.advance(now, going)
@@ -172,7 +171,7 @@ class _Search:
         going.step = going.reweighted = step
         going.length, going.newton, going.cautious = length, torch.zeros_like(converged), not self.concave
         stopped = converged
-        if (wants is not None and bool(wants.any()) or anywhere) and trial.kappa2 is not None:
+        if ((wants is not None and bool(wants.any())) or anywhere) and trial.kappa2 is not None:
             curvature = Curvature(trial.toward, trial.squared, trial.mass, trial.kappa2, self.concave)
             definite = curvature.definite()
             if wants is not None:

@@ -194,9 +194,7 @@ class RobustPooling(StatedPooling):
             values = (alpha, *values[1:])
         return read(x, weights, mask, self.penalty, values, self.dims, self.scalar)
 
-    def _find(
-        self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims
-    ) -> tuple[Read, tuple[Tensor, ...], Pooling]:
+    def _find(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Pooling]:
         if _single(in_dims):
             inputs = tuple(x if x is None else x.unsqueeze(0) for x in inputs)
             mask = mask if mask is None else mask.unsqueeze(0)

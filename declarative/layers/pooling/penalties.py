@@ -32,23 +32,20 @@ class Quadratic(Penalty):
 
     convex = concave = True
 
-    def phi(self, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """φ(s)"""
-        return 0.5 * s
-
-    def kappa1(self, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """1"""
-        return torch.ones_like(s)
-
-    def kappa2(self, s: Tensor, kappa1: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """0"""
-
-    def is_quadratic(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Yes."""
-        return True
     def phi(self, s: Tensor) -> Tensor:
         """φ(s)"""
         return 0.5 * s
+
+    def kappa1(self, s: Tensor) -> Tensor:
+        """1"""
+        return torch.ones_like(s)
+
+    def kappa2(self, s: Tensor, kappa1: Tensor) -> None:
+        """0"""
+
+    def is_quadratic(self, *values: Value) -> bool:  # noqa: ARG002
+        """Yes."""
+        return True
 
 
 class PseudoHuber(_Scaled):
@@ -60,16 +57,16 @@ class PseudoHuber(_Scaled):
 
     convex = True
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         kappa1 = self.kappa1(s, alpha)
         return s * kappa1 / (1 + kappa1)  # α²(1/κ₁ − 1), without its cancellation
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """1/r, r = √(1 + s/α²)"""
         return torch.rsqrt(1 + s / alpha**2)
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # noqa: ARG002
         """−1/(α²r³)"""
         return kappa1**3 * (-1 / alpha**2)
 
@@ -85,21 +82,21 @@ class Huber(_Scaled):
 
     convex = True
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         near = s <= alpha**2
         return torch.where(near, 0.5 * s, alpha * torch.where(near, alpha**2, s).sqrt() - 0.5 * alpha**2)
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """min(1, α/z)"""
         # 1/z stays finite, and its derivatives, where it is not used
         return torch.where(s <= alpha**2, 1.0, alpha * torch.where(s <= alpha**2, alpha**2, s).rsqrt())
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:
         """0 near, −α/z³ far"""
         return torch.where(s <= alpha**2, 0.0, kappa1**3 * (-1 / alpha**2))
 
-    def kink(self, alpha: Value) -> Value:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kink(self, alpha: Value) -> Value:
         """z = α"""
         return alpha
 
@@ -111,18 +108,18 @@ class Welsch(_Scaled):
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
     """
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         return -(s * (-0.5 / alpha**2)).expm1()
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """exp(−s/2α²)/α²"""
         exponent = s * (-0.5 / alpha**2)
         # Numbers below the smallest normal one would take a hundred times as long: they are zero here.
         lowest = math.log(torch.finfo(s.dtype).tiny) + 8
-        return torch.where(exponent > lowest, exponent.clamp_min(lowest).exp(), 0.0) / alpha**2
+        return torch.threshold(exponent.clamp_min(lowest).exp(), math.exp(lowest + 0.01), 0.0) / alpha**2
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # noqa: ARG002
         """−κ₁/α²"""
         return kappa1 * (-1 / alpha**2)
 
@@ -137,18 +134,18 @@ class TruncatedQuadratic(_Scaled):
             gradient is zero.
     """
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         return 0.5 * torch.where(s <= alpha**2, s, alpha**2)
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """1 near, 0 far"""
         return (s <= alpha**2).to(s.dtype)
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> None:
         """0"""
 
-    def kink(self, alpha: Value) -> Value:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kink(self, alpha: Value) -> Value:
         """z = α"""
         return alpha
 
@@ -160,15 +157,15 @@ class GemanMcClure(_Scaled):
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
     """
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         return 0.5 * s / (1 + s / alpha**2)
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """1/r², r = 1 + s/α²"""
         return (1 + s / alpha**2) ** -2
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:
         """−4/(α²r³)"""
         return kappa1 / (1 + s / alpha**2) * (-4 / alpha**2)
 
@@ -180,15 +177,15 @@ class Cauchy(_Scaled):
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
     """
 
-    def phi(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value) -> Tensor:
         """φ(s; α)"""
         return 0.5 * alpha**2 * (s / alpha**2).log1p()
 
-    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value) -> Tensor:
         """1/r, r = 1 + s/α²"""
         return 1 / (1 + s / alpha**2)
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value) -> Tensor:  # noqa: ARG002
         """−2/(α²r²)"""
         return kappa1**2 * (-2 / alpha**2)
 
@@ -221,7 +218,7 @@ class Barron(Penalty):
             came = f"a tensor with smallest entry {float(scale.min()):g}" if isinstance(scale, Tensor) else f"{scale!r}"
             raise ValueError(f"Barron: scale must be positive and finite, got {came}")
 
-    def phi(self, s: Tensor, alpha: Value, scale: Value) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phi(self, s: Tensor, alpha: Value, scale: Value) -> Tensor:
         """φ(s; α, σ)"""
         q = s / scale**2
         if not isinstance(alpha, Tensor) and alpha in (2.0, -math.inf):
@@ -229,7 +226,7 @@ class Barron(Penalty):
         beta = 2 - alpha
         return _grown(alpha, beta, (q / beta).log1p())
 
-    def kappa1(self, s: Tensor, alpha: Value, scale: Value) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa1(self, s: Tensor, alpha: Value, scale: Value) -> Tensor:
         """r^(α/2 − 1)/σ², r = 1 + s/(βσ²)"""
         q, unit = s / scale**2, 1 / scale**2
         if not isinstance(alpha, Tensor) and alpha in (2.0, -math.inf):
@@ -237,7 +234,7 @@ class Barron(Penalty):
         beta = 2 - alpha
         return (-0.5 * beta * (q / beta).log1p()).exp() * unit
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value, scale: Value) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kappa2(self, s: Tensor, kappa1: Tensor, alpha: Value, scale: Value) -> Tensor | None:
         """−r^(α/2 − 2)/σ⁴ = −κ₁/(rσ²)"""
         unit = 1 / scale**2
         if not isinstance(alpha, Tensor) and alpha in (2.0, -math.inf):

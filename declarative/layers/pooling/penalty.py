@@ -38,8 +38,6 @@ class Penalty(nn.Module):
     own_shapes: ClassVar[bool] = False
     """Whether the parameters have shapes of their own in place of the batch's."""
 
-    phi: Callable[..., Tensor]
-
     def __init__(self, **parameters: Value) -> None:
         super().__init__()
         self.names = tuple(parameters)
@@ -61,11 +59,11 @@ class Penalty(nn.Module):
         """The parameters, in order."""
         return tuple(getattr(self, name) for name in self.names)
 
-    def kappa1(self, s: Tensor, *values: Value) -> Tensor:
+    def _first(self, s: Tensor, *values: Value) -> Tensor:
         """κ₁ = φ'(z)/z = 2 ∂φ/∂s."""
         return 2 * self._slope(s, values)
 
-    def kappa2(self, s: Tensor, kappa1: Tensor, *values: Value) -> Tensor | None:  # noqa: ARG002
+    def _second(self, s: Tensor, kappa1: Tensor, *values: Value) -> Tensor | None:  # noqa: ARG002
         """κ₂ = (φ''(z) − φ'(z)/z)/z² = 4 ∂²φ/∂s²; None where it is zero everywhere. κ₁ is at hand."""
         return 4 * torch.func.grad(lambda at: self._slope(at, values).sum())(s)
 
@@ -78,9 +76,21 @@ class Penalty(nn.Module):
 
         return torch.func.grad(total)(s)
 
-    def kink(self, *values: Value) -> Value | None:  # noqa: ARG002
+    # Typed as attributes, so that a penalty may name its parameters as it likes.
+
+    def _missing(self, *s_and_values: Any) -> Tensor:  # noqa: ARG002
+        """φ(s; parameters), elementwise."""
+        raise TypeError(f"{type(self).__name__} must define phi(self, s, *parameters), the penalty of squared distances s")
+
+    phi: Callable[..., Tensor] = _missing
+    kappa1: Callable[..., Tensor] = _first
+    kappa2: Callable[..., Tensor | None] = _second
+
+    def _no_kink(self, *values: Value) -> Value | None:  # noqa: ARG002
         """The distance z at which φ'' or φ' jumps; None where nothing does."""
         return None
+
+    kink: Callable[..., Value | None] = _no_kink
 
     def is_convex(self, *values: Value) -> bool:  # noqa: ARG002
         """Whether it is convex for these parameters."""
@@ -92,7 +102,14 @@ class Penalty(nn.Module):
 
     def extra_repr(self) -> str:
         """For `print`."""
-        return ", ".join(f"{name}={getattr(self, name)}" for name in self.names)
+        return ", ".join(f"{name}={_shown(getattr(self, name))}" for name in self.names)
+
+
+def _shown(value: Value) -> str:
+    if not isinstance(value, Tensor):
+        return f"{value:g}"
+    number = f"{float(value):g}" if value.numel() == 1 else f"tensor of shape {tuple(value.shape)}"
+    return f"{number} (learned)" if isinstance(value, nn.Parameter) else number
 
 
 class FunctionPenalty(Penalty):
@@ -128,11 +145,9 @@ class ModulePenalty(Penalty):
         return [*self.module.named_parameters(), *((name, b) for name, b in self.module.named_buffers() if b.is_floating_point())]
 
 
-def as_penalty(penalty: Any) -> Penalty:
+def as_penalty(penalty: Penalty | nn.Module | Callable[[Tensor], Tensor]) -> Penalty:
     """Penalties as they are; functions and modules of s wrapped."""
     if isinstance(penalty, Penalty):
-        if not callable(getattr(penalty, "phi", None)):
-            raise TypeError(f"{type(penalty).__name__} must define phi(self, s, *parameters), the penalty of squared distances s")
         return penalty
     if isinstance(penalty, nn.Module):
         return ModulePenalty(penalty)

@@ -62,7 +62,8 @@ class Pooling(Formula):
         v = torch.as_tensor(cotangents[0])
         at = _At(self.cloud(operands[:-1]), operands[-1])
         q = at.solve(v, self)
-        along = (q.unsqueeze(1) @ at.toward).squeeze(1)  # −⟨d, q⟩
+        needed = at.kappa2 is not None or any(wanted[1:])
+        along = (q.unsqueeze(1) @ at.toward).squeeze(1) if needed else at.kappa1  # −⟨d, q⟩
         found: list[Tensor | None] = []
         if wanted[0]:
             recorded = is_differentiated(q, at.toward, at.kappa1)
@@ -122,12 +123,12 @@ class _At:
             call.report.method = f"LU factors of {v.shape[1]}×{v.shape[1]}"
             return symmetric_solve(policy, dense(self.toward, mass, kappa2), v.unsqueeze(2)).squeeze(2)
         curvature = Curvature(self.toward, self.squared, mass, kappa2, self.cloud.penalty.concave)
-        q, definite = curvature.solve(v), curvature.definite()
+        q = curvature.solve(v)
         call.report.method = curvature.method
-        if not bool(definite.all()):
+        if kappa2 is not None and not bool((definite := curvature.definite()).all()):
             rows = (~definite).nonzero().squeeze(1)
             policy.places = rows.tolist()
-            matrices = dense(self.toward[rows], mass[rows], None if kappa2 is None else kappa2[rows])
+            matrices = dense(self.toward[rows], mass[rows], kappa2[rows])
             q[rows] = symmetric_solve(policy, matrices, v[rows].unsqueeze(2)).squeeze(2)
         return q
 

@@ -61,12 +61,12 @@ def _kappa1(cloud: Cloud, s: Tensor) -> Tensor:
 
 
 def _stretches(cloud: Cloud, squares: Tensor) -> Tensor:
-    """(b,) log₄ μ²: the first power of 4 for which the farthest point has half the weight of a near one."""
+    """(b,) log₄ μ²: the first power of 4 for which the farthest point has a fifth of the weight of a near one."""
     counted = squares if cloud.weights is None else torch.where(cloud.weights > 0, squares, 0.0)
     powers = 4.0 ** torch.arange(_STRETCHES, dtype=squares.dtype, device=squares.device)
     ladder = torch.nn.functional.pad(counted.amax(1, keepdim=True) / powers, (1, 0))
     kappa1 = cloud.penalty.kappa1(ladder, *cloud.values)
-    enough = kappa1[:, 1:] >= 0.5 * kappa1[:, :1]
+    enough = kappa1[:, 1:] >= 0.2 * kappa1[:, :1]
     enough[:, -1] = True
     return enough.to(squares.dtype).argmax(1)
 
