@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative.errors import SolverError, SolverWarning, name_samples
+from declarative.layers.arguments import present, to_front
 from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
@@ -28,6 +29,7 @@ from declarative.transforms import uncompiled
 
 GRADIENTS = ("implicit", "approximate", "unrolled")
 INPUTS = ("cost", "affinity")
+_NAMES = ("M", "r", "c", "gamma")
 _FAR = 1e3  # potentials farther apart than this many times the costs are no start
 
 
@@ -130,7 +132,7 @@ class OptimalTransport(StatedTransport):
             in_dims: as in every node, where the batch dimension is not the first.
         """
         if self.vjp is None:  # a copy that is to do without the structure
-            return super().forward(*_present((M, r, c, gamma)), in_dims=in_dims)  # pyright: ignore[reportReturnType]
+            return super().forward(*present((M, r, c, gamma), _NAMES), in_dims=in_dims)  # pyright: ignore[reportReturnType]
         given, (plan, *_, converged), _ = self._find((M, r, c, gamma), mask, init, in_dims)
         return given.shaped(self._marked(plan, converged))
 
@@ -152,7 +154,7 @@ class OptimalTransport(StatedTransport):
         the largest cost. The multipliers ν are those of the statement above: m rows, then n − 1 columns.
         """
         if self.vjp is None:
-            return super().solution(*_present((M, r, c, gamma)), in_dims=in_dims)
+            return super().solution(*present((M, r, c, gamma), _NAMES), in_dims=in_dims)
         given, (plan, phi, psi, error, iterations, converged), call = self._find((M, r, c, gamma), mask, init, in_dims)
         found = self._potentials(given, phi, psi, call.record)
         none, mask_none = plan.new_zeros(plan.shape[0], 0), torch.zeros(plan.shape[0], 0, dtype=torch.bool, device=plan.device)
@@ -223,7 +225,7 @@ class OptimalTransport(StatedTransport):
     def _find(
         self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
     ) -> tuple[Read, tuple[Tensor, ...], Call]:
-        given = self._given(_to_front(inputs, in_dims), mask)
+        given = self._given(to_front(inputs, in_dims), mask)
         call = self._call(given, init, inputs, padding)
         run = unrolled_plan if self.gradient == "unrolled" else transport_plan
         return given, run(call, given.cost, given.rows, given.columns, given.gamma), call
@@ -289,21 +291,6 @@ class OptimalTransport(StatedTransport):
             phi, psi = complete(given.cost, rows, columns, given.gamma, phi, psi)
         shift = 0.5 * ((phi * rows).sum(1, keepdim=True) - (psi * columns).sum(1, keepdim=True)) / rows.sum(1, keepdim=True)
         return Potentials(phi - shift, psi + shift)
-
-
-def _present(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """For the generic engine: inputs up to the last that is given."""
-    given = [x for x in inputs if x is not None]
-    if any(x is None for x in inputs[: len(given)]):
-        raise TypeError("without its structure the layer needs r where c is given, and both where gamma is")
-    return tuple(given)
-
-
-def _to_front(inputs: tuple[Tensor | None, ...], in_dims: InDims) -> tuple[Tensor | None, ...]:
-    dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(inputs)
-    if len(dims) < sum(x is not None for x in inputs):
-        raise ValueError(f"in_dims has {len(dims)} entries for {sum(x is not None for x in inputs)} inputs; give one int or None for each")
-    return tuple(x if not dim or x is None else x.movedim(dim, 0) for x, dim in zip(inputs, (*dims, *([0] * 4)), strict=False))
 
 
 def _read_init(init: Any, given: Read) -> tuple[Tensor, Tensor]:

@@ -17,18 +17,17 @@ One linear system, one right-hand side; everything else is elementwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from declarative.layers.formula import Formula, solved
 from declarative.layers.transport.statement import Found, Transport, soft_minimum
 from declarative.layers.transport.system import Marginals
 from declarative.solution import DerivativeReport
-from declarative.transforms import alive, at_outer_levels, folded, is_differentiated, reject_legacy_vmap, transforms_active, unfolded
+from declarative.transforms import is_differentiated
 
 _BOUND = 80.0  # of exponents where no mass is: pairs of an empty row and an empty column have no bound of their own
 
@@ -65,12 +64,6 @@ class Call:
     tolerance: float = 0.0
     max_iterations: int = 0
     record: Record = field(default_factory=Record)
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[Any]:
-    """Products in the dtype of their factors, also where the caller works under autocast."""
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def balance(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,69 +106,30 @@ def transport_plan(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamm
     P is differentiable; φ and ψ are where their marginal is positive, and downstream functions of them must not change with
     (φ + t, ψ − t).
     """
-    if not is_differentiated(cost, rows, columns, gamma):
-        return _Plan.forward(call, cost, rows, columns, gamma)
-    function = _Plan if transforms_active() or forward_ad._current_level >= 0 else _Recorded
-    return function.apply(call, cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
+    return solved(PlanFormula(call), cost, rows, columns, gamma)  # pyright: ignore[reportReturnType]
 
 
-class _Plan(torch.autograd.Function):
-    @staticmethod
-    def forward(call: Call, cost: Tensor, rows: Tensor, columns: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        problem = Transport(cost.detach(), rows.detach(), columns.detach(), gamma.detach())
-        with full_precision(cost):
-            found = call.finish(call.solve(call.prepare(problem)))
-        record = call.record
-        record.factor, record.report.method = found.factor, found.method
+@dataclass(frozen=True, eq=False)
+class PlanFormula(Formula):
+    """The plan and its potentials, by whatever method, and their derivative."""
+
+    call: Call
+    live = 3
+
+    def fresh(self) -> PlanFormula:
+        return PlanFormula(replace(self.call, record=Record()))
+
+    def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        call = self.call
+        found = call.finish(call.solve(call.prepare(Transport(*tensors))))
+        call.record.factor, call.record.report.method = found.factor, found.method
         return found.plan, found.rows, found.columns, found.error, found.iterations, found.converged
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        call, cost, rows, columns, gamma = inputs
-        plan, phi, psi, *rest = output
-        ctx.call = call
-        ctx.mark_non_differentiable(*rest)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(cost, rows, columns, gamma, plan, phi, psi)
-        ctx.save_for_forward(cost, rows, columns, gamma, plan, phi, psi)
+    def pull_back(self, operands: Sequence[Tensor], cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        return Derivative(self.call, *operands).pull_back(*cotangents, wanted=wanted)
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        reject_legacy_vmap(*cotangents[:3])
-        at = Derivative(ctx.call, *(alive(t) for t in ctx.saved_tensors))
-        if all(c is None for c in cotangents[:3]):
-            return None, None, None, None, None
-        with full_precision(at.plan):
-            return None, *at.pull_back(*cotangents[:3], wanted=ctx.needs_input_grad[1:])
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        reject_legacy_vmap(*tangents)
-        call, count = ctx.call, len(ctx.saved_tensors)
-
-        def push(*operands: Any) -> tuple[Tensor, ...]:
-            with full_precision(operands[0]):
-                return Derivative(call, *operands[:count]).push_forward(*operands[count:])
-
-        return *at_outer_levels(push, (*ctx.saved_tensors, *tangents)), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        size = info.batch_size
-        outputs = _Plan.apply(replace(call, record=Record()), *(folded(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)))
-        return tuple(unfolded(o, size) for o in outputs), (0,) * len(outputs)
-
-
-class _Recorded(torch.autograd.Function):
-    """The same in torch's older form, which only plain reverse mode takes: it does not look up a signature at each call."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output = _Plan.forward(call, *tensors)
-        _Plan.setup_context(ctx, (call, *tensors), output)
-        return output
-
-    backward = _Plan.backward
+    def push_forward(self, operands: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        return Derivative(self.call, *operands).push_forward(*tangents)
 
 
 class Derivative:

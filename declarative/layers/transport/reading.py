@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from declarative.errors import name_samples
+from declarative.layers.arguments import HALF
 from declarative.layers.transport.statement import Transport
 
-_HALF = (torch.float16, torch.bfloat16)
 _MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 _HALF_MASS = 1e-2
 
@@ -56,7 +56,7 @@ class Read:
 
 def mass_tolerance(dtype: torch.dtype) -> float:
     """How far, relatively, the masses of r and c may differ."""
-    return _HALF_MASS if dtype in _HALF else _MASS
+    return _HALF_MASS if dtype in HALF else _MASS
 
 
 def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bool) -> Read:
@@ -67,7 +67,7 @@ def read(cost: Any, rows: Any, columns: Any, gamma: Any, mask: Any, affinity: bo
     if cost.ndim < 2:
         raise ValueError(f"{name} must have shape (…, m, n), got {tuple(cost.shape)}")
     dtype, (m, n) = cost.dtype, cost.shape[-2:]
-    if dtype in _HALF:
+    if dtype in HALF:
         cost, rows, columns, gamma = (t.float() if isinstance(t, Tensor) and t.dtype == dtype else t for t in (cost, rows, columns, gamma))
     if not m or not n:
         raise ValueError(f"{name} must have at least one row and one column, got {tuple(cost.shape)}")
