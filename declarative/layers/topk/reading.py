@@ -1,0 +1,96 @@
+"""Logits and k: shapes, ranges and the selected dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from declarative.errors import name_samples
+from declarative.layers.arguments import HALF
+
+K = int | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """The arguments of one call.
+
+    Args:
+        x: logits (b, n), a differentiable function of what the caller passed.
+        k: (b,) integers, or one for all.
+        lead: the dimensions that b stands for.
+        dim: where the n entries stood.
+        dtype: what the caller works in; half precisions are computed in float32.
+    """
+
+    x: Tensor
+    k: K
+    lead: tuple[int, ...]
+    dim: int
+    dtype: torch.dtype
+
+    @property
+    def most(self) -> int:
+        """The largest k."""
+        return self.k if isinstance(self.k, int) else int(self.k.max()) if self.k.numel() else 0
+
+    def counts(self) -> Tensor:
+        """k as numbers (b,)."""
+        if isinstance(self.k, int):
+            return torch.full((self.x.shape[0],), self.k, dtype=self.x.dtype, device=self.x.device)
+        return self.k.to(self.x.dtype)
+
+    def shaped(self, values: Tensor) -> Tensor:
+        """(b, n) in the caller's shape and precision."""
+        whole = values.to(self.dtype).reshape((*self.lead, values.shape[1]))
+        return whole if self.dim in (-1, len(self.lead)) else whole.movedim(-1, self.dim)
+
+    def for_each(self, values: Tensor) -> Tensor:
+        """(b, …) with the leading dimensions."""
+        return (values.to(self.dtype) if values.is_floating_point() else values).reshape((*self.lead, *values.shape[1:]))
+
+
+def read(x: Any, k: Any, dim: int) -> Read:
+    """Check kinds and shapes, bring the selected dimension last."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"logits must be a floating tensor (…, n), got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim={dim} is no dimension of logits of shape {tuple(x.shape)}")
+    dtype = x.dtype
+    moved = (x.float() if dtype in HALF else x).movedim(dim, -1)
+    lead, n = tuple(moved.shape[:-1]), moved.shape[-1]
+    if not n:
+        raise ValueError(f"logits of shape {tuple(x.shape)} have no entries along dim={dim}")
+    flat = moved.reshape(int(torch.Size(lead).numel()), n)
+    if isinstance(k, Tensor):
+        return Read(flat, _counts(k, lead, n, flat), lead, dim, dtype)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int or an integer tensor, got {k!r}")
+    if not 0 <= k <= n:
+        raise ValueError(f"k must be between 0 and the number of entries, {n}, got {k}")
+    return Read(flat, k, lead, dim, dtype)
+
+
+def _counts(k: Tensor, lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
+    if k.is_floating_point() or k.dtype == torch.bool or k.is_complex():
+        raise TypeError(f"k must be an integer tensor, got {k.dtype}")
+    try:
+        counts = k.to(like.device).expand(lead).reshape(-1)
+    except RuntimeError as error:
+        raise ValueError(f"k must broadcast to {lead}, one for each sample, got {tuple(k.shape)}") from error
+    if bool(((counts < 0) | (counts > n)).any()):
+        bad = ((counts < 0) | (counts > n)).nonzero().squeeze(1).tolist()
+        raise ValueError(f"k must be between 0 and the number of entries, {n}: {name_samples(bad, counts.shape[0])}, {int(counts[bad[0]])} in the first")
+    return counts
+
+
+def check_finite(x: Tensor) -> None:
+    """A ValueError that names samples with NaN or inf."""
+    bad = ~torch.isfinite(x.sum(1))
+    if bool(bad.any()):
+        bad = ~torch.isfinite(x).all(1)  # a sum may overflow
+        if bool(bad.any()):
+            raise ValueError(f"logits must be finite: NaN or inf in {name_samples(bad.nonzero().squeeze(1).tolist(), x.shape[0])}")

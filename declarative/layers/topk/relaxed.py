@@ -1,0 +1,352 @@
+"""`EntropicTopK` and `EuclideanTopK`: top-k made smooth, with exact gradients."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from declarative.differentiation.implicit import Implicit
+from declarative.errors import SolverWarning, name_samples
+from declarative.layers.arguments import present, to_front
+from declarative.layers.formula import solved
+from declarative.layers.topk.reading import K, Read, check_finite, read
+from declarative.layers.topk.relaxation import Relaxation
+from declarative.layers.topk.root import increasing_root
+from declarative.node import DeclarativeNode, InDims
+from declarative.solution import DerivativeReport, Solution, Status
+from declarative.structure import Constant, DiagonalOperator
+from declarative.transforms import uncompiled
+
+_STEPS = 200  # Newton's method takes less than ten; bisection, its last resort, as many as there are bits
+_FAR = 1e4  # a sigmoid at so many temperatures from its middle is 0 or 1
+
+
+class RelaxedTopK(DeclarativeNode):
+    """What both have in common: u = argmin −⟨x, u⟩ + T Ω(u) subject to Σu = k."""
+
+    constraint_structure = Constant()
+
+    def __init__(self, k: K, temperature: float | Tensor = 1.0, *, dim: int = -1) -> None:
+        # At a vertex, where all bounds hold, the equation is redundant and the pseudo-inverse gives the derivative: zero.
+        super().__init__(differentiation=Implicit(irregular="min_norm"))
+        self.dim = dim
+        if isinstance(k, Tensor):
+            self.register_buffer("k", k, persistent=False)
+        elif isinstance(k, bool) or not isinstance(k, int) or k < 0:
+            raise ValueError(f"{type(self).__name__}: k must be an int, 0 or more, or an integer tensor, got {k!r}")
+        else:
+            self.k = k
+        if not isinstance(temperature, Tensor):
+            if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+                raise ValueError(f"{type(self).__name__}: temperature must be positive and finite, got {temperature!r}")
+            self.temperature: float | Tensor = float(temperature)
+        elif isinstance(temperature, nn.Parameter):
+            self.temperature = temperature
+        else:
+            self.register_buffer("temperature", temperature)
+
+    # What the two differ in.
+
+    @abstractmethod
+    def _start(self, x: Tensor, k: Tensor, temperature: Tensor, most: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """What `_evaluate` needs, and τ's bracket and start."""
+
+    @abstractmethod
+    def _evaluate(self, prepared: Any, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """An increasing function of τ whose root is wanted, its slope, and where it is as good as zero."""
+
+    @staticmethod
+    @abstractmethod
+    def _inverse(a: Tensor) -> Tensor:
+        """s(a)"""
+
+    @staticmethod
+    @abstractmethod
+    def _slope(a: Tensor) -> Tensor:
+        """s'(a)"""
+
+    # Using it.
+
+    @uncompiled
+    def forward(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """u, of the logits' shape, in [0, 1] with sums k.
+
+        Args:
+            logits: x (…, n), n along `dim`.
+            temperature, k: in place of the layer's own; both broadcast with the other dimensions.
+            in_dims: as in every node, where the batch dimension is not the first.
+        """
+        if self.vjp is None:  # a copy that is to do without the structure
+            return super().forward(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)  # pyright: ignore[reportReturnType]
+        given, (u, *_), _ = self._find((logits, temperature), k, in_dims)
+        return given.shaped(u)
+
+    @uncompiled
+    def solution(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """u and its multipliers: ν of Σu = k, which is differentiable, and those of the bounds; `violation` is |Σu − k|."""
+        if self.vjp is None:
+            return super().solution(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)
+        return self._details((logits, temperature), k, in_dims)
+
+    def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
+        given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
+        largest = self._given(to_front(inputs, in_dims), k)[0].x.detach().amax(1)
+        multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), temperatures.detach())
+        fields = {
+            "equality_multipliers": (largest - shift).unsqueeze(1),
+            "inequality_multipliers": multipliers,
+            "active": active,
+            "weakly_active": weakly,
+            "status": torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS)),
+            "iterations": iterations,
+            "stationarity": torch.zeros_like(shift),
+            "violation": (u.detach().sum(1) - given.counts()).abs(),
+        }
+        return Solution(given.shaped(u), **{name: given.for_each(field) for name, field in fields.items()}, report=DerivativeReport(method="closed form"))
+
+    def _bounds(self, x: Tensor, u: Tensor, shift: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+        """μ, and which bounds are active and weakly active: none where there are no inequalities."""
+        none = u.new_zeros(u.shape[0], 0)
+        return none, none.bool(), none.bool()
+
+    def _given(self, inputs: tuple[Tensor | None, ...], k: K | None = None) -> tuple[Read, Tensor | None]:
+        """The logits, and T (b,) where it is a tensor."""
+        logits, temperature = (*inputs, None)[:2]
+        given = read(logits, self.k if k is None else k, self.dim)
+        value = self.temperature if temperature is None else temperature
+        if not isinstance(value, Tensor):
+            return given, None
+        if value.dtype != given.dtype or value.device != given.x.device:
+            raise TypeError(f"temperature is {value.dtype} on {value.device}, the logits are {given.dtype} on {given.x.device}; convert one of them")
+        try:
+            return given, value.to(given.x.dtype).expand(given.lead).reshape(-1)
+        except RuntimeError as error:
+            raise ValueError(f"temperature must broadcast to {given.lead}, one for each sample, got {tuple(value.shape)}") from error
+
+    def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor]:
+        given, temperature = self._given(to_front(inputs, in_dims), k)
+        # A constant in the logits does not matter, but would cost digits of x + τ.
+        given = replace(given, x=given.x - given.x.detach().amax(1, keepdim=True))
+        call, tensors = self._call(given, temperature)
+        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+        return given, solved(call, *tensors), scale
+
+    def _call(self, given: Read, temperature: Tensor | None) -> tuple[Relaxation, tuple[Tensor, ...]]:
+        number = None if temperature is not None else float(self.temperature)
+        tensors = (given.x,) if temperature is None else (given.x, temperature)
+        return Relaxation(partial(self._solved, given.k), self._slope, number), tensors
+
+    def _solved(self, k: K, x: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+        """u (b, n), τ (b,), converged, iterations."""
+        check_finite(x)
+        if not bool(((temperature > 0) & torch.isfinite(temperature)).all()):
+            raise ValueError(f"temperature must be positive and finite, got {float(temperature.min()):g} among them. Learn its logarithm if it may cross zero")
+        if isinstance(k, Tensor) and k.shape[0] != x.shape[0]:  # folded by vmap
+            k = k.repeat(x.shape[0] // max(1, k.shape[0]))
+        most = k if isinstance(k, int) else int(k.max()) if k.numel() else 0
+        counts = torch.full_like(temperature, k) if isinstance(k, int) else k.to(x.dtype)
+        n = x.shape[1]
+        if not x.shape[0]:
+            return x.clone(), temperature.clone(), temperature > 0, counts.long()
+        prepared, low, high, start = self._start(x, counts, temperature, min(most, n - 1))
+        shift, converged, iterations = increasing_root(partial(self._evaluate, prepared), low, high, start, _STEPS)
+        # Nothing and everything: the multiplier is any number that is far enough.
+        none, all_of_them = counts == 0, counts == n
+        low, high = x.aminmax(dim=1)
+        shift = torch.where(none, -high - _FAR * temperature, torch.where(all_of_them, -low + _FAR * temperature, shift))
+        u = self._inverse((x + shift.unsqueeze(1)) / temperature.unsqueeze(1))
+        converged = converged | none | all_of_them
+        if not bool(converged.all()):
+            named = name_samples((~converged).nonzero().squeeze(1).tolist(), x.shape[0])
+            warnings.warn(f"{type(self).__name__}: {named} did not converge", SolverWarning, stacklevel=2)
+        return u, shift, converged, torch.where(none | all_of_them, 0, iterations)
+
+    # The statement for one instance, and the structure for `certify`, `explain` and `verify`.
+
+    def equality_constraints(self, *inputs_and_u: Tensor) -> Tensor:
+        """Σu = k."""
+        *inputs, u = inputs_and_u
+        given, _ = self._given(tuple(x.unsqueeze(0) for x in inputs))
+        return u.reshape(given.x.shape).sum(1) - given.counts()
+
+    def _stated(self, inputs: list[Tensor], u: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """x and u (1, n), and T."""
+        given, temperature = self._given(tuple(x.unsqueeze(0) for x in inputs))
+        return given.x, u.reshape(given.x.shape), self.temperature if temperature is None else temperature.unsqueeze(1)
+
+    def solve(self, *inputs: Tensor) -> Solution:
+        """u and its multipliers."""
+        found = self._details(inputs, None, 0)
+        return Solution(found.y, found.equality_multipliers, found.inequality_multipliers, status=found.status, iterations=found.iterations)
+
+    def vjp(self, inputs: tuple[Tensor, ...], solution: Solution, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """The whole backward pass."""
+        given, temperature = self._given(inputs)
+        call, tensors = self._call(given, temperature)
+        shift = -torch.as_tensor(solution.equality_multipliers)[:, 0]
+        wanted = [k < len(inputs) for k in range(len(tensors))]
+        found = call.pull_back((*tensors, torch.as_tensor(solution.y), shift), (cotangent, None), wanted)
+        return tuple(torch.as_tensor(g).reshape(x.shape) for g, x in zip(found, inputs, strict=False))
+
+
+class EntropicTopK(RelaxedTopK):
+    """u = argmin_u −⟨x, u⟩ + T Σ (u log u + (1 − u) log(1 − u))  s.t.  Σu = k: the limited multi-label projection.
+
+    u_i = σ((x_i + τ)/T), with one multiplier τ found by Newton's method to rounding. T → 0 gives the hard top-k. Differentiable to any order, in
+    reverse and forward mode and under torch.func, in logits and temperature.
+
+    Args:
+        k: how many: an int between 0 and n, or an integer tensor that broadcasts with the dimensions of the logits other than `dim`.
+        temperature: T > 0: a number, a tensor that broadcasts in the same way, or a `torch.nn.Parameter` to be learned.
+        dim: the dimension to select along.
+
+    Shapes:
+        logits (…, n) -> u (…, n), Σu = k. k = 0 gives zeros, k = n ones, with zero gradients.
+
+    Raises:
+        ValueError, TypeError: k out of range or no integer, logits that are not finite, temperatures that are not positive.
+
+    Example:
+        >>> EntropicTopK(2, temperature=0.5)(torch.tensor([2.0, 1.0, 0.0, -1.0]))
+        tensor([0.9526, 0.7311, 0.2689, 0.0474])
+
+    Source: Amos, Koltun & Kolter, "The limited multi-label projection layer", 2019.
+    """
+
+    def objective(self, *inputs_and_u: Tensor) -> Tensor:
+        """−⟨x, u⟩ + T Σ (u log u + (1 − u) log(1 − u))"""
+        *inputs, u = inputs_and_u
+        x, u, temperature = self._stated(inputs, u)
+        return (-x * u + temperature * (torch.special.xlogy(u, u) + torch.special.xlogy(1 - u, 1 - u))).sum()
+
+    def hessian(self, *inputs_and_solution: Any) -> DiagonalOperator:
+        """H = diag(T / u(1 − u))"""
+        *inputs, solution = inputs_and_solution
+        given, temperature = self._given(tuple(inputs))
+        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+        u = torch.as_tensor(solution.y).reshape(given.x.shape)
+        return DiagonalOperator(scale.unsqueeze(1) / (u * (1 - u)))
+
+    @staticmethod
+    def _inverse(a: Tensor) -> Tensor:
+        return a.sigmoid()
+
+    @staticmethod
+    def _slope(a: Tensor) -> Tensor:
+        return a.sigmoid() * (-a).sigmoid()
+
+    def _start(self, x: Tensor, k: Tensor, temperature: Tensor, most: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """The k largest and the others apart: what the others have is what the largest lack, however little it is."""
+        values, places = x.topk(most + 1, dim=1)
+        chosen = torch.arange(most + 1, device=x.device) < k.unsqueeze(1)
+        others = x.scatter(1, places, torch.where(chosen, -torch.inf, values))
+        largest = torch.where(chosen, values, torch.inf)
+        at = k.long().clamp(1, most).unsqueeze(1) if most else torch.zeros_like(k, dtype=torch.int64).unsqueeze(1)
+        start = -0.5 * (values.gather(1, (at - 1).clamp_min(0)) + values.gather(1, at)).squeeze(1)
+        odds = temperature * torch.logit((k / x.shape[1]).clamp(1e-12, 1 - 1e-6))
+        low, high = x.aminmax(dim=1)
+        margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        return (others, largest, temperature), odds - high - margin, odds - low + margin, start
+
+    def _evaluate(self, prepared: Any, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log Σ_others u − log Σ_largest (1 − u): nearly linear in τ, and without cancellation."""
+        others, largest, temperature = prepared
+        t, scale = shift.unsqueeze(1), temperature.unsqueeze(1)
+        have, lack = ((others + t) / scale).sigmoid(), ((largest + t) / -scale).sigmoid()
+        over, under = have.sum(1), lack.sum(1)
+        nothing = (over == 0) & (under == 0)  # the gap is so many temperatures wide that u is hard
+        value = torch.where(nothing, 0.0, over.log() - under.log())
+        slope = ((over - have.square().sum(1)) / over + (under - lack.square().sum(1)) / under) / temperature
+        eps = torch.finfo(shift.dtype).eps
+        step = (value / slope).abs()
+        return value, slope, nothing | (value.abs() <= 4 * eps) | (step <= eps * shift.abs())
+
+
+class EuclideanTopK(RelaxedTopK):
+    """u = argmin_u −⟨x, u⟩ + (T/2)‖u‖²  s.t.  Σu = k, 0 ≤ u ≤ 1: x/T projected onto the capped simplex.
+
+    u_i = clamp((x_i + τ)/T, 0, 1): sparse, most entries are exactly 0 or 1. T → 0 gives the hard top-k. The derivative is that of the entries in
+    between; where one touches a bound without pushing it is one-sided, and that entry counts as in between.
+
+    Args:
+        k: how many: an int between 0 and n, or an integer tensor that broadcasts with the dimensions of the logits other than `dim`.
+        temperature: T > 0: a number, a tensor that broadcasts in the same way, or a `torch.nn.Parameter` to be learned.
+        dim: the dimension to select along.
+
+    Shapes:
+        logits (…, n) -> u (…, n), Σu = k. k = 0 gives zeros, k = n ones, with zero gradients.
+
+    Raises:
+        ValueError, TypeError: k out of range or no integer, logits that are not finite, temperatures that are not positive.
+
+    Example:
+        >>> EuclideanTopK(2)(torch.tensor([2.0, 1.5, 1.0, -1.0]))
+        tensor([1.0000, 0.7500, 0.2500, 0.0000])
+
+    Source: Wang & Lu, "Projection onto the capped simplex", 2015.
+    """
+
+    def objective(self, *inputs_and_u: Tensor) -> Tensor:
+        """−⟨x, u⟩ + (T/2)‖u‖²"""
+        *inputs, u = inputs_and_u
+        x, u, temperature = self._stated(inputs, u)
+        return (-x * u + 0.5 * temperature * u.square()).sum()
+
+    def inequality_constraints(self, *inputs_and_u: Tensor) -> Tensor:
+        """−u ≤ 0 and u − 1 ≤ 0."""
+        u = inputs_and_u[-1].flatten()
+        return torch.cat([-u, u - 1])
+
+    def hessian(self, *inputs_and_solution: Any) -> DiagonalOperator:
+        """H = T I"""
+        *inputs, _ = inputs_and_solution
+        given, temperature = self._given(tuple(inputs))
+        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+        return DiagonalOperator(scale.unsqueeze(1).expand(given.x.shape))
+
+    def _bounds(self, x: Tensor, u: Tensor, shift: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        excess = x + shift.unsqueeze(1)
+        scale = temperature.unsqueeze(1)
+        below, above = -excess, excess - scale
+        edge = _touching(u.dtype) * scale
+        multipliers = torch.cat([below, above], 1).clamp_min(0.0)
+        weakly = torch.cat([below.abs() <= edge, above.abs() <= edge], 1)
+        return torch.where(weakly, 0.0, multipliers), (multipliers > 0) & ~weakly, weakly
+
+    @staticmethod
+    def _inverse(a: Tensor) -> Tensor:
+        return a.clamp(0.0, 1.0)
+
+    @staticmethod
+    def _slope(a: Tensor) -> Tensor:
+        edge = _touching(a.dtype)
+        return ((a >= -edge) & (a <= 1 + edge)).to(a.dtype)
+
+    def _start(self, x: Tensor, k: Tensor, temperature: Tensor, most: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+        values = x.topk(most + 1, dim=1).values
+        at = k.long().clamp(1, max(1, most)).unsqueeze(1)
+        middle = 0.5 * (values.gather(1, at - 1) + values.gather(1, at.clamp_max(most))).squeeze(1)
+        low, high = x.aminmax(dim=1)
+        margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        return (x, k, temperature), -high - margin, margin + temperature - low, 0.5 * temperature - middle
+
+    def _evaluate(self, prepared: Any, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Σu − k: piecewise linear, so that Newton's method ends at the root after the last change of pieces."""
+        x, k, temperature = prepared
+        a = (x + shift.unsqueeze(1)) / temperature.unsqueeze(1)
+        u = a.clamp(0.0, 1.0)
+        value, slope = u.sum(1) - k, ((a > 0) & (a < 1)).sum(1) / temperature
+        eps = torch.finfo(shift.dtype).eps
+        return value, slope, (value.abs() <= 4 * eps * k) | (value.abs() <= eps * shift.abs() * slope)
+
+
+def _touching(dtype: torch.dtype) -> float:
+    """How near to a bound, in units of u, counts as touching it."""
+    return 1e-11 if dtype == torch.float64 else 1e-5
