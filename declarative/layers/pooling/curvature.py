@@ -55,7 +55,7 @@ class Curvature:
             if found is not None:
                 return found
         factor, update, _ = self._factor()
-        if self.size == 1:
+        if self.size == 1 and not self.through:
             self.method = "division: H is a number"
             return v / factor.squeeze(2)
         self.method = f"Cholesky factor of {self.size}×{self.size}" + (", by Woodbury" if self.through else "")
