@@ -209,7 +209,10 @@ class _Search:
 def _along_negative_curvature(trial: Candidate, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Steps along the lowest eigenvector, as long as the points are far, and whether its curvature is negative."""
     toward, mass, kappa1 = trial.toward[rows], trial.mass[rows], trial.kappa1[rows]
-    values, vectors = torch.linalg.eigh(dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows]))
+    curvature = dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows])
+    # Numbers that overflow, of an α whose fourth power does for one, bend nowhere; eigh would raise.
+    curvature = torch.where(torch.isfinite(curvature).all(2).all(1)[:, None, None], curvature, 0.0)
+    values, vectors = torch.linalg.eigh(curvature)
     lowest = vectors[:, :, 0]
     negative = values[:, 0] < -64 * torch.finfo(mass.dtype).eps * mass
     spread = ((kappa1 * trial.squared[rows]).sum(1) / mass).sqrt()
