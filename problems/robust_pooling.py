@@ -139,7 +139,7 @@ def mean_slope(x: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG001
 def huber_on_a_line(x: Tensor, alpha: Tensor) -> Tensor:
     """u (b, 1) by sorting, for x (b, 1, N) and α () or (b,).
 
-    Where no point is within α of the minimum it is not unique: the middle of the flat part is not sought, one of its ends is taken.
+    Where no point is within α of the minimum it is not unique; one end of the flat part is taken.
     """
     points = x.squeeze(1).sort(1).values
     count, scale = points.shape[1], alpha.expand(points.shape[0]).unsqueeze(1)

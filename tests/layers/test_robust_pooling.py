@@ -21,7 +21,7 @@ F64 = torch.float64
 TIGHT = 1e-13
 CONVEX = (PseudoHuber(0.8), Huber(0.8), Barron(1.5, 0.7))
 REDESCENDING = (Welsch(1.2), TruncatedQuadratic(1.5), GemanMcClure(1.5), Cauchy(0.6), Barron(-1.0, 1.2), Barron(0.5, 0.7), Barron(-math.inf, 1.2))
-every_penalty = pytest.mark.parametrize("penalty", (Quadratic(), *CONVEX, *REDESCENDING), ids=str)
+every_penalty = pytest.mark.parametrize("penalty", [Quadratic(), *CONVEX, *REDESCENDING], ids=str)
 
 
 def generator(seed=0):
