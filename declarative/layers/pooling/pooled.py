@@ -145,7 +145,7 @@ class _At:
         tensors, kappa1 = self._of_values()
         moving = tuple(torch.zeros_like(v) if t is None else t for v, t in zip(tensors, tangents, strict=True))
         # By two reverse passes, the second through the first: torch.func.jvp may not stand inside of torch's own forward mode.
-        value, pull = torch.func.vjp(kappa1, *tensors)
+        value, pull, *_ = torch.func.vjp(kappa1, *tensors)
         tangent: Tensor = torch.func.vjp(pull, torch.zeros_like(value))[1](moving)[0]
         return tangent if self.cloud.weights is None else tangent * self.cloud.weights
 
