@@ -83,13 +83,8 @@ def test_a_model_around_it_compiles():
 
 def test_a_learned_scale_is_trained():
     """The scale that makes the pooled point the cluster's mean."""
-    x = torch.cat(
-        [
-            0.3 * torch.randn(8, 2, 12, generator=torch.Generator().manual_seed(0), dtype=F64),
-            4 + torch.randn(8, 2, 4, generator=torch.Generator().manual_seed(1), dtype=F64),
-        ],
-        2,
-    )
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([0.3 * torch.randn(8, 2, 12, generator=g, dtype=F64), 4 + torch.randn(8, 2, 4, generator=g, dtype=F64)], 2)
     log_alpha = nn.Parameter(torch.tensor(2.0, dtype=F64))
     optimizer = torch.optim.Adam([log_alpha], lr=0.2)
     losses = []

@@ -59,6 +59,16 @@ def test_units_do_not_matter(kind, dtype, accuracy, scale):
     assert torch.allclose(gradient, slopes, atol=100 * accuracy)
 
 
+@every_penalty
+@pytest.mark.parametrize(("dtype", "small", "accuracy"), [(F64, 1e-150, 1e-9), (torch.float32, 1e-18, 1e-4), (torch.float32, 1e-25, 1e-4)])
+def test_weights_may_all_be_tiny_or_huge(penalty, dtype, small, accuracy):
+    """Their size has no influence on the point, nor on how exactly it is found."""
+    x, w = cluster(3, 4, 9, dtype=dtype), torch.rand(3, 9, generator=generator(1), dtype=dtype) + 0.1
+    for scale in (small, 1 / small):
+        for a, b in zip(pulled(RobustPooling(penalty), x, w * scale)[:2], pulled(RobustPooling(penalty), x, w)[:2], strict=True):
+            assert torch.allclose(a, b, atol=accuracy)
+
+
 @pytest.mark.parametrize("kind", SCALED)
 def test_units_in_which_the_curvature_overflows(kind):
     """α⁻⁴ does in float32: the point is found all the same."""

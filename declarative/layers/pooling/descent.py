@@ -162,7 +162,7 @@ class _Search:
 
     def _examine(self, trial: Candidate, going: _Going) -> tuple[Tensor, Tensor, Tensor]:
         """(converged, stationarity, stopped) of new points, and how to go on from there."""
-        step, stationarity = trial.step(), trial.stationarity()
+        step, stationarity = trial.step, trial.stationarity()
         length = torch.linalg.vector_norm(step, dim=1)
         # What rounding of u alone makes of the gradient is not asked for.
         converged = (stationarity <= self.tolerance) | (length <= 2 * self.eps * torch.linalg.vector_norm(trial.u, dim=1))

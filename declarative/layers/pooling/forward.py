@@ -43,9 +43,9 @@ def _finish(cloud: Cloud, found: Found, coarse: Tensor) -> None:
 
     Where one point alone pulls, u becomes that point. What still is rounding counts as zero.
     """
-    at = cloud.at(torch.where(coarse.unsqueeze(1), found.u + cloud.at(found.u).step(), found.u))
+    at = cloud.at(torch.where(coarse.unsqueeze(1), found.u + cloud.at(found.u).step, found.u))
     rounding = 4 * torch.finfo(at.u.dtype).eps * torch.linalg.vector_norm(at.u, dim=1)
-    exact = torch.linalg.vector_norm(at.step(), dim=1) <= rounding
+    exact = torch.linalg.vector_norm(at.step, dim=1) <= rounding
     found.take(replace(found, u=at.u, stationarity=torch.where(exact, 0.0, at.stationarity()), mass=at.mass), coarse)
 
 
