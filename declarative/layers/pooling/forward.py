@@ -25,12 +25,13 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
     if cloud.penalty.is_quadratic(*cloud.values):
         return _mean(cloud, centre, finite)
     found, tied = _best(cloud, restarts, init, tolerance, max_iterations)
-    if bool((coarse := found.converged & (found.mass > 0) & (found.stationarity > tolerance)).any()):
-        _finish(cloud, found, coarse)
+    if bool((coarse := found.converged & (found.stationarity > tolerance)).any()):
+        _finish(cloud, found, coarse & (found.mass > 0))
     status = torch.where(found.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(found.mass > 0, status, int(Status.NO_INLIERS))
-    # Only a penalty that falls somewhere pushes: what is left then is no minimum, and most often far away.
-    status = torch.where((found.mass < 0) & ~(found.stationarity <= tolerance), int(Status.UNBOUNDED), status)
+    if not cloud.penalty.concave:
+        # A penalty of one's own may fall somewhere, and push: what is left then is no minimum, and most often far away.
+        status = torch.where((found.mass < 0) & ~(found.stationarity <= tolerance), int(Status.UNBOUNDED), status)
     if bool(finite.all()):
         return found.u, found.stationarity, found.iterations, status, tied
     status = torch.where(finite, status, int(Status.NON_FINITE))
