@@ -10,7 +10,6 @@ from problems import (
     chain,
     coupled,
     cubic_root,
-    geometric_median,
     hyperplane,
     idle_input,
     learned_energy,
@@ -18,6 +17,7 @@ from problems import (
     quadratic_program,
     redundant,
     ridge,
+    robust_pooling,
     row_sums,
     simplex,
     singular_hessian,
@@ -42,7 +42,6 @@ _MODULES = (
     bilevel,
     idle_input,
     softmax,
-    geometric_median,
     ridge,
     redundant,
     chain,
@@ -52,5 +51,5 @@ _MODULES = (
 
 def catalogue() -> dict[str, Problem]:
     """Every worked problem, by name."""
-    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS]
+    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS]
     return {problem.name: problem for problem in problems}

@@ -55,7 +55,7 @@ def test_nan_leaves_forward_mode_alone(name):
     close(mine[keep], theirs[keep], 1e-11)
 
 
-@pytest.mark.parametrize("name", ["simplex", "sphere", "geometric_median", "quadratic_program", "learned_energy"])
+@pytest.mark.parametrize("name", ["simplex", "sphere", "pooling", "quadratic_program", "learned_energy"])
 def test_nan_leaves_second_derivatives_alone(name):
     healthy = with_policy(case(name, batch=4), "nan")
     ill = spoilt(healthy)

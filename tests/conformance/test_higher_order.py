@@ -34,7 +34,7 @@ def test_finite_differences(name):
         close((second[k] * direction).sum(), finite_difference(slope, example.leaves, k, direction), 1e-7)
 
 
-@pytest.mark.parametrize("name", ["learned_energy", "geometric_median"])
+@pytest.mark.parametrize("name", ["learned_energy", "pooling"])
 def test_third_order_finite_differences(name):
     """Where no closed form exists."""
     example = case(name, batch=2)

@@ -95,8 +95,10 @@ class Candidate:
 
     def stationarity(self) -> Tensor:
         """(b,) ‖∇‖ relative to the size of its terms, Σ wκ₁z; 0 where there are none."""
-        return torch.linalg.vector_norm(self.pull, dim=1) / positive((self.kappa1 * self.squared.sqrt()).sum(1))
+        # By way of the step, whose square does not underflow where all weights or κ₁ are tiny.
+        return torch.linalg.vector_norm(self.step, dim=1) * self.mass.abs() / positive((self.kappa1 * self.squared.sqrt()).sum(1))
 
+    @cached_property
     def step(self) -> Tensor:
         """(b, C) to the reweighted mean; 0 where nothing pulls."""
         return self.pull / positive(self.mass).unsqueeze(1)

@@ -55,7 +55,7 @@ class Curvature:
             if found is not None:
                 return found
         factor, update, _ = self._factor()
-        if self.size == 1:
+        if self.size == 1 and not self.through:
             self.method = "division: H is a number"
             return v / factor.squeeze(2)
         self.method = f"Cholesky factor of {self.size}×{self.size}" + (", by Woodbury" if self.through else "")
@@ -111,7 +111,10 @@ class Curvature:
 
 
 def dense(toward: Tensor, mass: Tensor, kappa2: Tensor | None) -> Tensor:
-    """H (b, C, C), in differentiable torch."""
+    """H (b, C, C), in differentiable torch. With one channel exactly zero where its terms cancel to rounding: nothing else in it tells the scale."""
     eye = torch.eye(toward.shape[1], dtype=toward.dtype, device=toward.device)
     scaled = mass[:, None, None] * eye
-    return scaled if kappa2 is None else scaled + (toward * kappa2.unsqueeze(1)) @ toward.mT
+    if kappa2 is None:
+        return scaled
+    whole = scaled + (toward * kappa2.unsqueeze(1)) @ toward.mT
+    return torch.where(whole.abs() <= _ROUNDING * torch.finfo(mass.dtype).eps * scaled, 0.0, whole) if toward.shape[1] == 1 else whole

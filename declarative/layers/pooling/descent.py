@@ -162,7 +162,7 @@ class _Search:
 
     def _examine(self, trial: Candidate, going: _Going) -> tuple[Tensor, Tensor, Tensor]:
         """(converged, stationarity, stopped) of new points, and how to go on from there."""
-        step, stationarity = trial.step(), trial.stationarity()
+        step, stationarity = trial.step, trial.stationarity()
         length = torch.linalg.vector_norm(step, dim=1)
         # What rounding of u alone makes of the gradient is not asked for.
         converged = (stationarity <= self.tolerance) | (length <= 2 * self.eps * torch.linalg.vector_norm(trial.u, dim=1))
@@ -209,7 +209,10 @@ class _Search:
 def _along_negative_curvature(trial: Candidate, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Steps along the lowest eigenvector, as long as the points are far, and whether its curvature is negative."""
     toward, mass, kappa1 = trial.toward[rows], trial.mass[rows], trial.kappa1[rows]
-    values, vectors = torch.linalg.eigh(dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows]))
+    curvature = dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows])
+    # Numbers that overflow, of an α whose fourth power does for one, bend nowhere; eigh would raise.
+    curvature = torch.where(torch.isfinite(curvature).all(2).all(1)[:, None, None], curvature, 0.0)
+    values, vectors = torch.linalg.eigh(curvature)
     lowest = vectors[:, :, 0]
     negative = values[:, 0] < -64 * torch.finfo(mass.dtype).eps * mass
     spread = ((kappa1 * trial.squared[rows]).sum(1) / mass).sqrt()

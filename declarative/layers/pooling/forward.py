@@ -21,16 +21,33 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
     finite = torch.isfinite(centre).all(1)
     if not bool(finite.all()):
         cloud = replace(cloud, x=torch.where(finite[:, None, None], cloud.x, 0.0))
+        centre = torch.where(finite.unsqueeze(1), centre, torch.nan)
     if cloud.penalty.is_quadratic(*cloud.values):
         return _mean(cloud, centre, finite)
     found, tied = _best(cloud, restarts, init, tolerance, max_iterations)
+    if bool((coarse := found.converged & (found.stationarity > tolerance)).any()):
+        _finish(cloud, found, coarse & (found.mass > 0))
     status = torch.where(found.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(found.mass > 0, status, int(Status.NO_INLIERS))
+    if not cloud.penalty.concave:
+        # A penalty of one's own may fall somewhere, and push: what is left then is no minimum, and most often far away.
+        status = torch.where((found.mass < 0) & ~(found.stationarity <= tolerance), int(Status.UNBOUNDED), status)
     if bool(finite.all()):
         return found.u, found.stationarity, found.iterations, status, tied
     status = torch.where(finite, status, int(Status.NON_FINITE))
     lost = torch.where(finite, 0.0, torch.nan).to(found.u.dtype)
     return found.u + lost.unsqueeze(1), found.stationarity + lost, found.iterations, status, tied & finite
+
+
+def _finish(cloud: Cloud, found: Found, coarse: Tensor) -> None:
+    """One more reweighted mean where the gradient's terms are small beside what rounding of u makes of them.
+
+    Where one point alone pulls, u becomes that point. What still is rounding counts as zero.
+    """
+    at = cloud.at(torch.where(coarse.unsqueeze(1), found.u + cloud.at(found.u).step, found.u))
+    rounding = 4 * torch.finfo(at.u.dtype).eps * torch.linalg.vector_norm(at.u, dim=1)
+    exact = torch.linalg.vector_norm(at.step, dim=1) <= rounding
+    found.take(replace(found, u=at.u, stationarity=torch.where(exact, 0.0, at.stationarity()), mass=at.mass), coarse)
 
 
 def _mean(cloud: Cloud, centre: Tensor, finite: Tensor) -> tuple[Tensor, ...]:

@@ -152,9 +152,9 @@ class RobustPooling(StatedPooling):
     ) -> Solution:
         """u and all that is known about it.
 
-        `workspace` is a `Pooled`: objective, ties, the share of each point. `stationarity` is relative, as `tolerance` measures it. For
-        penalties with a kink `active` (…, N) says which points lie beyond it, and `weakly_active` which lie on it, so that the derivative is
-        one-sided. Arguments as in calling the layer.
+        `workspace` is a `Pooled`: objective, ties, the share of each point. `stationarity` is relative, as `tolerance` measures it, and
+        zero where rounding of u explains it. For penalties with a kink `active` (…, N) says which points lie beyond it, and
+        `weakly_active` which lie on it, so that the derivative is one-sided. Arguments as in calling the layer.
         """
         inputs = (x, weights, alpha)
         if self.vjp is None:

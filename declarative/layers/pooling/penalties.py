@@ -23,7 +23,7 @@ class _Scaled(Penalty):
         alpha = values["alpha"]
         valid = bool((torch.isfinite(alpha) & (alpha > 0)).all()) if isinstance(alpha, Tensor) else 0 < alpha < math.inf
         if not valid:
-            came = f"a tensor with smallest entry {float(alpha.min()):g}" if isinstance(alpha, Tensor) else f"{alpha!r}"
+            came = f"a tensor with entries from {float(alpha.min()):g} to {float(alpha.max()):g}" if isinstance(alpha, Tensor) else f"{alpha!r}"
             raise ValueError(f"{type(self).__name__}: alpha must be positive and finite, got {came}. Learn its logarithm if it may cross zero")
 
 
@@ -215,7 +215,7 @@ class Barron(Penalty):
             came = f"a tensor with largest entry {float(alpha.max()):g}" if isinstance(alpha, Tensor) else f"{alpha!r}"
             raise ValueError(f"Barron: alpha must be at most 2 as a number, finite and below 2 as a tensor, got {came}")
         if not (bool((torch.isfinite(scale) & (scale > 0)).all()) if isinstance(scale, Tensor) else 0 < scale < math.inf):
-            came = f"a tensor with smallest entry {float(scale.min()):g}" if isinstance(scale, Tensor) else f"{scale!r}"
+            came = f"a tensor with entries from {float(scale.min()):g} to {float(scale.max()):g}" if isinstance(scale, Tensor) else f"{scale!r}"
             raise ValueError(f"Barron: scale must be positive and finite, got {came}")
 
     def phi(self, s: Tensor, alpha: Value, scale: Value) -> Tensor:

@@ -108,7 +108,7 @@ class Penalty(nn.Module):
 def _shown(value: Value) -> str:
     if not isinstance(value, Tensor):
         return f"{value:g}"
-    number = f"{float(value):g}" if value.numel() == 1 else f"tensor of shape {tuple(value.shape)}"
+    number = f"{value.item():g}" if value.numel() == 1 else f"tensor of shape {tuple(value.shape)}"
     return f"{number} (learned)" if isinstance(value, nn.Parameter) else number
 
 

@@ -144,7 +144,9 @@ class _At:
         """The tangent of wκ₁ that those of the parameters make."""
         tensors, kappa1 = self._of_values()
         moving = tuple(torch.zeros_like(v) if t is None else t for v, t in zip(tensors, tangents, strict=True))
-        tangent: Tensor = torch.func.jvp(kappa1, tensors, moving)[1]
+        # By two reverse passes, the second through the first: torch.func.jvp may not stand inside of torch's own forward mode.
+        value, pull, *_ = torch.func.vjp(kappa1, *tensors)
+        tangent: Tensor = torch.func.vjp(pull, torch.zeros_like(value))[1](moving)[0]
         return tangent if self.cloud.weights is None else tangent * self.cloud.weights
 
     def _of_values(self) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:

@@ -15,7 +15,7 @@ from declarative.layers.pooling.cloud import Cloud, positive
 _MEDIAN, _GRADUATED = 1, 2  # the columns; the mean is the first
 _WEISZFELD = 4  # steps of the second start towards the spatial median
 _SETTLE = 3  # steps with μ = 1, at least
-_STRETCHES = 16  # steps with μ > 1, at most
+_STRETCHES = 32  # steps with μ > 1, at most
 _CANDIDATES = 64
 _NEAR = 1e-2  # values that differ by less, relatively, are told apart by descents
 _APART = 0.1  # places that differ by more, in units of the spread of the points that count, are two
