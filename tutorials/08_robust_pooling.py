@@ -273,7 +273,7 @@ class Classifier(nn.Module):
         return self.cloud(self.pooling(self.normal(self.points(points)).mT))
 
 
-LOOSE = {"tolerance": 1e-3, "max_iterations": 300}  # for training: accurate to three digits is accurate enough
+LOOSE = {"tolerance": 1e-3}  # for training: accurate to three digits is accurate enough
 POOLINGS = {
     "mean": Mean,
     "mean, normalised": Mean,
@@ -318,7 +318,6 @@ def compared(names: tuple[str, ...], seeds: tuple[int, ...], *training: float) -
     return table
 
 
-# A set that creeps past a saddle point may need more steps than it gets. Where it has got to serves for training.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SolverWarning)
     print(f"mean over {len(seeds)} seeds (smallest–largest); trained on clean clouds")
@@ -392,7 +391,7 @@ def contaminated(share: float, generator: torch.Generator) -> tuple[Tensor, Tens
 
 def learn(penalty: Penalty, free: float, to_alpha, share: float) -> tuple[list[float], float]:
     """α, step by step, and the mean loss of the last quarter; `free` is what is learned, without bounds."""
-    layer, generator = RobustPooling(penalty, tolerance=1e-6, max_iterations=1000), torch.Generator().manual_seed(0)
+    layer, generator = RobustPooling(penalty, tolerance=1e-6), torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.tensor(free))
     adam, path, losses = torch.optim.Adam([parameter], lr=0.07), [], []
     for _ in range(learning_steps):
@@ -489,7 +488,7 @@ scattered = torch.cat([location.unsqueeze(2) + 0.3 * torch.randn(count, 2, 12), 
 print(f"{'':8}{'median distance to the location':>36}{'restarts=8':>26}")
 print(f"{'α':>8}{'without':>24}{'restarts=8':>12}{'finds a lower minimum':>26}{'finds a tie':>13}")
 for alpha in (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01):
-    once, many = (RobustPooling(Welsch(alpha), restarts=k, max_iterations=1000).solution(scattered) for k in (0, 8))
+    once, many = (RobustPooling(Welsch(alpha), restarts=k).solution(scattered) for k in (0, 8))
     errors = [(s.y - location).norm(dim=1).median().item() for s in (once, many)]
     lower = (many.workspace.objective < once.workspace.objective - 1e-6).double().mean().item()
     print(f"{alpha:8.2f}{errors[0]:24.3f}{errors[1]:12.3f}{lower:26.1%}{many.workspace.tied.double().mean().item():13.1%}")

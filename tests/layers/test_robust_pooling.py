@@ -210,7 +210,7 @@ def test_failure_policies():
         s = RobustPooling(Cauchy(0.3), **hard).solution(x)
     assert s.status.tolist() == [Status.MAX_ITERATIONS, Status.CONVERGED, Status.MAX_ITERATIONS]
     assert s.iterations.tolist() == [1, 0, 1]
-    with pytest.raises(SolverError, match="Raise max_iterations"):
+    with pytest.raises(SolverError, match="raise max_iterations"):
         RobustPooling(Cauchy(0.3), on_failure="raise", **hard)(x)
     u = RobustPooling(Cauchy(0.3), on_failure="nan", **hard)(at := x.clone().requires_grad_())
     assert torch.isnan(u).all(1).tolist() == [True, False, True]

@@ -2,8 +2,8 @@
 
 The reweighted mean u + Σκ₁(x_i − u)/Σκ₁ never raises the objective if φ is concave in s = z² (the weighted quadratic through φ
 majorises it), costs a few passes over the points, and its length is a free test of convergence. Newton's step costs a solve with H and
-takes over where the reweighted steps shrink too slowly. A step that raises the objective is taken back: a Newton step becomes the
-reweighted one, a reweighted one is halved. At a stationary point where H is not positive definite, a saddle point say, the search goes on
+takes over where the reweighted steps shrink too slowly. A step that raises the objective is taken back: a Newton step is cut, down to the
+reweighted one, and a reweighted one is halved. At a stationary point where H is not positive definite, a saddle point say, the search goes on
 along the direction of negative curvature.
 """
 
@@ -22,6 +22,8 @@ from declarative.vectors import times
 
 _HALVINGS = 40
 _ESCAPES = 3
+_CUT = 4  # a Newton step is cut by this as long as it stays so many times as long as the reweighted one
+_FLAT = 1e-3  # eigenvalues of H smaller than this, relative to Σκ₁, count as this where H is indefinite
 _LARGE = 2**17  # numbers in x, from where it is worth to leave out samples that are done
 
 _T = TypeVar("_T")
@@ -148,9 +150,11 @@ class _Search:
         converged, stationarity, stopped = self._examine(trial, going)
         now.take(Found(trial.u, stationarity, trial.mass, converged, now.iterations), better)
         column = better.unsqueeze(1)
-        back = torch.where(before.newton.unsqueeze(1), before.reweighted, 0.5 * before.step)
+        shorter = before.newton & (torch.linalg.vector_norm(before.step, dim=1) > _CUT * before.length)
+        cut = torch.where(before.newton, 1 / _CUT, 0.5).to(trial.u.dtype).unsqueeze(1)
+        back = torch.where((before.newton & ~shorter).unsqueeze(1), before.reweighted, cut * before.step)
         going.step = torch.where(column, going.step, back)
-        going.newton = going.newton & better
+        going.newton = torch.where(better, going.newton, shorter)
         going.reweighted = torch.where(column, going.reweighted, before.reweighted)
         going.length, going.escapes = torch.where(better, going.length, before.length), torch.where(better, going.escapes, before.escapes)
         going.value, going.cautious = torch.where(better, trial.value, before.value), True
@@ -178,11 +182,23 @@ class _Search:
                 going.newton = wants & definite
                 going.step = torch.where(going.newton.unsqueeze(1), curvature.solve(trial.pull), step)
                 going.cautious = True
+                self._pass_by(trial, going, wants & ~definite)
             if anywhere:
                 stopped = converged & ~self._escape(trial, going, converged & ~definite)
         if going.cautious:
             going.value = trial.value
         return converged, stationarity, stopped
+
+    @staticmethod
+    def _pass_by(trial: Candidate, going: _Going, bent: Tensor) -> None:
+        """Newton's steps where H is indefinite, with the sizes of its eigenvalues: near a saddle reweighted steps would creep."""
+        bent = bent & (trial.mass > 0)
+        if bool(bent.any()):
+            rows = bent.nonzero().squeeze(1)
+            values, vectors = _eigen(trial, rows)
+            sizes = torch.maximum(values.abs(), _FLAT * trial.mass[rows].unsqueeze(1))
+            going.step = going.step.index_put((rows,), times(vectors, times(vectors.mT, trial.pull[rows]) / sizes))
+            going.newton = going.newton | bent
 
     @staticmethod
     def _escape(trial: Candidate, going: _Going, doubtful: Tensor) -> Tensor:
@@ -206,16 +222,21 @@ class _Search:
         return going.newton | (torch.isfinite(going.length) & (math.log(self.tolerance) / rate.log() > self.worth))
 
 
+def _eigen(trial: Candidate, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of H."""
+    toward, mass = trial.toward[rows], trial.mass[rows]
+    matrix = dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows])
+    # Where κ₂ overflows, of an α whose fourth power does for one, H is taken without it; eigh would raise.
+    return torch.linalg.eigh(torch.where(torch.isfinite(matrix).all(2).all(1)[:, None, None], matrix, dense(toward, mass, None)))
+
+
 def _along_negative_curvature(trial: Candidate, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Steps along the lowest eigenvector, as long as the points are far, and whether its curvature is negative."""
-    toward, mass, kappa1 = trial.toward[rows], trial.mass[rows], trial.kappa1[rows]
-    curvature = dense(toward, mass, None if trial.kappa2 is None else trial.kappa2[rows])
-    # Numbers that overflow, of an α whose fourth power does for one, bend nowhere; eigh would raise.
-    curvature = torch.where(torch.isfinite(curvature).all(2).all(1)[:, None, None], curvature, 0.0)
-    values, vectors = torch.linalg.eigh(curvature)
+    mass = trial.mass[rows]
+    values, vectors = _eigen(trial, rows)
     lowest = vectors[:, :, 0]
     negative = values[:, 0] < -64 * torch.finfo(mass.dtype).eps * mass
-    spread = ((kappa1 * trial.squared[rows]).sum(1) / mass).sqrt()
+    spread = ((trial.kappa1[rows] * trial.squared[rows]).sum(1) / mass).sqrt()
     # To the side where more of the points are.
-    side = torch.where(times(toward.mT, lowest).sum(1) < 0, -1.0, 1.0)
-    return lowest * (side * spread).unsqueeze(1), negative
+    side = times(trial.toward[rows].mT, lowest).sum(1).sign()
+    return lowest * (torch.where(side == 0, 1.0, side) * spread).unsqueeze(1), negative

@@ -35,7 +35,8 @@ class Pooled:
 
     Args:
         objective: Σ wφ, (…).
-        tied: (…) bool: another point elsewhere is as good, so that the minimum jumps where the data moves a little.
+        tied: (…) bool: of the minima that were found another one, elsewhere, is as good, so that the result jumps where the data moves a
+            little. More `restarts` find more.
         weights: w κ₁ / Σ wκ₁ (…, N): the share of each point in the reweighted mean that u is; zero for points that count no more.
     """
 
@@ -189,8 +190,10 @@ class RobustPooling(StatedPooling):
         x, weights, alpha = (*inputs, *([None] * (3 - len(inputs))))
         values: tuple[Value, ...] = self.penalty.values()
         if alpha is not None:
-            if not self.penalty.names or not isinstance(alpha, Tensor):
-                raise TypeError(f"alpha must be a tensor, for a penalty that has a parameter; got {type(alpha).__name__} for {self.penalty}")
+            if not self.penalty.names:
+                raise TypeError(f"alpha was given, but {type(self.penalty).__name__} has no parameter")
+            if not isinstance(alpha, Tensor):
+                raise TypeError(f"alpha must be a tensor, got {type(alpha).__name__}; give a number to the penalty itself")
             values = (alpha, *values[1:])
         return read(x, weights, mask, self.penalty, values, self.dims, self.scalar)
 
@@ -266,8 +269,13 @@ class RobustPooling(StatedPooling):
             named = name_samples(of_kind.nonzero().squeeze(1).tolist(), status.shape[0])
             more = f", at a relative gradient of {float(stationarity[of_kind].max()):.1e}" if kind == Status.MAX_ITERATIONS else ""
             parts.append(f"{named}: {Status(kind).meaning}{more}")
-        advice = "Raise max_iterations, tolerance, restarts or the penalty's scale; solution(...).status tells the samples"
-        message = f"{type(self).__name__}: {'; '.join(parts)}. {advice}"
+        advice = {
+            Status.NO_INLIERS: "raise the penalty's scale, or restarts",
+            Status.NON_FINITE: "check x",
+            Status.MAX_ITERATIONS: "raise max_iterations or tolerance",
+        }
+        hints = [advice[kind] for kind in advice if bool((status == kind).any())]
+        message = f"{type(self).__name__}: {'; '.join([*parts, *hints])}. solution(...).status tells the samples"
         if self.on_failure == "raise":
             raise SolverError(message)
         warnings.warn(message, SolverWarning, stacklevel=2)
