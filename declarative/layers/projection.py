@@ -18,9 +18,10 @@ from torch import Tensor
 
 from declarative.node import DeclarativeNode, InDims
 from declarative.solution import Solution
-from declarative.transforms import uncompiled
+from declarative.transforms import is_differentiated, uncompiled
 
 PROJECTIONS = (None, "centre", "scale", "standardise")
+_BLOCK = 2**18  # numbers of a block of rows
 _ROUNDING = 4  # norms below this many eps of ‖ω‖ are zero
 
 
@@ -48,22 +49,38 @@ class Projection:
 
     def times(self, weights: Tensor, vector: Tensor) -> Tensor:
         """J v (b, n)"""
+        rows = max(1, _BLOCK // max(1, weights.shape[1]))
+        if not self.scale or weights.numel() <= 4 * _BLOCK or weights.device.type != "cpu" or is_differentiated(weights, vector):
+            return self._times(weights, vector)
+        # A few rows at a time stay in the cache through all the passes.
+        result = torch.empty_like(vector)
+        for some in range(0, weights.shape[0], rows):
+            self._times(weights[some : some + rows], vector[some : some + rows], result[some : some + rows])
+        return result
+
+    def _times(self, weights: Tensor, vector: Tensor, out: Tensor | None = None) -> Tensor:
         moved = vector if self.centre is None else self.centre(vector)
         if not self.scale:
             return moved
         direction = weights if self.centre is None else self.centre(weights)
         inverse = self._inverse_norm(weights, direction)
         along = (direction * moved).sum(1, keepdim=True) * inverse * inverse
-        return torch.addcmul(moved, direction, along, value=-1) * inverse
+        if is_differentiated(weights, vector):
+            return torch.addcmul(moved, direction, along, value=-1) * inverse
+        if moved is vector:
+            return torch.mul(torch.addcmul(moved, direction, along, value=-1), inverse, out=out)
+        return torch.mul(moved.addcmul_(direction, along, value=-1), inverse, out=out)
 
     @staticmethod
     def _inverse_norm(weights: Tensor, moved: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
-        floor = _ROUNDING * torch.finfo(norm.dtype).eps * weights.detach().abs().amax(1, keepdim=True) * weights.shape[1] ** 0.5
-        there = norm > floor
-        # The norm has no derivative at zero: nothing must flow through it there.
-        safe = torch.linalg.vector_norm(torch.where(there, moved, 1.0), dim=1, keepdim=True)
-        return torch.where(there, 1 / safe, 0.0)
+        norm = torch.linalg.vector_norm(moved.detach(), dim=1, keepdim=True)
+        # Rounding of a constant row is of the size of any of its entries; where the first is an outlier, it is in the norm, too.
+        floor = _ROUNDING * torch.finfo(norm.dtype).eps * weights.shape[1] ** 0.5 * weights[:, :1].detach().abs()
+        there = norm > (floor if moved is not weights else 0.0)
+        if is_differentiated(moved):
+            # The norm has no derivative at zero: nothing must flow through it there.
+            norm = torch.linalg.vector_norm(torch.where(there, moved, 1.0), dim=1, keepdim=True)
+        return torch.where(there, 1 / norm, 0.0)
 
 
 class _ProjectionNode(DeclarativeNode):
