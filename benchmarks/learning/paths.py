@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,16 @@ COLOURS = ((1.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0), (
 TRAINING, TESTS, BATCH, STEPS, RATE = 512, 128, 16, 800, 1e-2
 TOLERANCE = 1e-4
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+class Batch(NamedTuple):
+    """Predicted costs, cheapest paths and true costs, each (b, 12, 12)."""
+
+    predicted: Tensor
+    path: Tensor
+    truth: Tensor
+
+
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 @cache
@@ -33,24 +42,29 @@ def grids(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return image + 0.1 * torch.randn(image.shape, generator=generator), costs, IdentitySolver(ShortestPath(), "min")(costs)
 
 
-def hamming(layer: nn.Module, costs: Tensor, path: Tensor, truth: Tensor) -> Tensor:
+def found(layer: nn.Module, batch: Batch) -> Tensor:
+    """The layer's paths; a margin needs the target."""
+    return layer(batch.predicted, batch.path) if isinstance(layer, IdentitySolver) else layer(batch.predicted)
+
+
+def hamming(layer: nn.Module, batch: Batch) -> Tensor:
     """How many cells differ, as a linear function of the path: its gradient is 1 − 2y* whatever the path."""
-    y = layer(costs, path) if isinstance(layer, IdentitySolver) else layer(costs)
-    return (y * (1 - path) + (1 - y) * path).sum()
+    y = found(layer, batch)
+    return (y * (1 - batch.path) + (1 - y) * batch.path).sum()
 
 
-def squared(layer: nn.Module, costs: Tensor, path: Tensor, truth: Tensor) -> Tensor:
-    y = layer(costs, path) if isinstance(layer, IdentitySolver) else layer(costs)
-    return (y - path).square().sum()
+def squared(layer: nn.Module, batch: Batch) -> Tensor:
+    y = found(layer, batch)
+    return (y - batch.path).square().sum()
 
 
-def fenchel_young(layer: nn.Module, costs: Tensor, path: Tensor, truth: Tensor) -> Tensor:
-    return layer(costs, path).sum()
+def fenchel_young(layer: nn.Module, batch: Batch) -> Tensor:
+    return layer(batch.predicted, batch.path).sum()
 
 
-def supervised(layer: nn.Module, costs: Tensor, path: Tensor, truth: Tensor) -> Tensor:
+def supervised(layer: nn.Module, batch: Batch) -> Tensor:
     """What the costs themselves would teach, which the others never see."""
-    return (costs - truth).square().sum()
+    return (layer(batch.predicted) - batch.truth).square().sum()
 
 
 class ClippedPath(ShortestPath):
@@ -101,14 +115,14 @@ def train(estimator: str, seed: int, quick: bool) -> Outcome:
 
     def batch_loss() -> Tensor:
         batch = torch.randint(len(images), (2 if quick else BATCH,), generator=generator)
-        return loss(layer, network(images[batch]), paths[batch], costs[batch])
+        return loss(layer, Batch(network(images[batch]), paths[batch], costs[batch]))
 
     optimise(list(network.parameters()), batch_loss, 2 if quick else STEPS, RATE)
     unseen, truth, best = grids(4 if quick else TESTS, 1)
     with torch.no_grad():
-        found = IdentitySolver(ShortestPath(), "min")(network(unseen))
+        chosen = IdentitySolver(ShortestPath(), "min")(network(unseen))
         least = (truth * best).sum((1, 2))
-        excess = (truth * found).sum((1, 2)) / least - 1
+        excess = (truth * chosen).sum((1, 2)) / least - 1
     return Outcome((float((excess < TOLERANCE).float().mean()), float(excess.mean())))
 
 

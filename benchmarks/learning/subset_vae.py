@@ -23,7 +23,7 @@ from declarative.layers import (
 )
 
 VARIABLES, CATEGORIES, K = 10, 10, 5
-WIDTH, BATCH, EPOCHS, RATE, KL_WEIGHT = 128, 100, 60, 4e-3, 0.1
+WIDTH, BATCH, EPOCHS, RATE, KL_WEIGHT = 128, 100, 40, 4e-3, 0.1
 TEST_SAMPLES = 4
 
 
@@ -36,7 +36,6 @@ class Noisy(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return self.layer(logits + self.noise.sample(logits.detach()))
-
 
 
 ESTIMATORS: dict[str, Callable[[], nn.Module]] = {
@@ -109,7 +108,7 @@ EXPERIMENT = Experiment(
     metrics=("loss, lower is better", "with hard samples"),
     estimators=tuple(ESTIMATORS),
     train=train,
-    note="GumbelK noise in the logits unless named. Blackbox with that noise would be implicit MLE. 'with hard samples': the code of a trained model drawn by the "
-    "hard top-k of noisy logits, whatever it was trained with.",
+    note="GumbelK noise in the logits unless named. Blackbox with that noise would be implicit MLE. 'with hard samples': the code of the trained model drawn "
+    "by the hard top-k of noisy logits, however it was trained.",
     digits=2,
 )
