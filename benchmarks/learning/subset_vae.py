@@ -49,8 +49,9 @@ ESTIMATORS: dict[str, Callable[[], nn.Module]] = {
     "straight-through entropic, Gumbel noise": lambda: Noisy(StraightThrough(EntropicTopK(K)), Gumbel()),
     "straight-through Euclidean": lambda: Noisy(StraightThrough(EuclideanTopK(K)), GumbelK(K)),
     "entropic, soft code": lambda: Noisy(EntropicTopK(K), GumbelK(K)),
-    "implicit MLE": lambda: ImplicitMLE(TopK(K), noise=GumbelK(K), strength=1.0),
-    "blackbox, no noise": lambda: BlackboxSolver(TopK(K), strength=1.0),
+    "implicit MLE, λ = 1": lambda: ImplicitMLE(TopK(K), noise=GumbelK(K), strength=1.0),
+    "identity, standardise, no noise": lambda: IdentityTopK(K, "standardise"),
+    "blackbox, λ = 0.01, no noise": lambda: BlackboxSolver(TopK(K), strength=0.01),
     "perturbed, mean of 5 samples": lambda: PerturbedSolver(TopK(K), samples=5),
 }
 
