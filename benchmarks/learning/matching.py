@@ -101,5 +101,5 @@ EXPERIMENT = Experiment(
     train=train,
     note="The Hamming loss is linear in the matching: without 'scale' nothing bounds the weights. Target: 0.85 with 'standardise'. Those with 'six numbers' "
     "have a network with one output for each position in place of one score; identity and the linear loss then learn the probabilities of the positions, "
-    "where a matching wants their logarithms.",
+    "where a matching wants their logarithms: with the true ones 0.57 of the sets come out right, with their logarithms all.",
 )
