@@ -16,7 +16,7 @@ from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverWarning, name_samples
 from declarative.layers.arguments import present, to_front
 from declarative.layers.formula import solved
-from declarative.layers.topk.reading import K, Read, check_finite, read
+from declarative.layers.topk.reading import K, Read, check_finite, check_k, read
 from declarative.layers.topk.relaxation import Relaxation
 from declarative.layers.topk.root import increasing_root
 from declarative.node import DeclarativeNode, InDims
@@ -37,16 +37,13 @@ class RelaxedTopK(DeclarativeNode):
         # At a vertex, where all bounds hold, the equation is redundant and the pseudo-inverse gives the derivative: zero.
         super().__init__(differentiation=Implicit(irregular="min_norm"))
         self.dim = dim
+        check_k(k)
         if isinstance(k, Tensor):
             self.register_buffer("k", k, persistent=False)
-        elif isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise ValueError(f"{type(self).__name__}: k must be an int, 0 or more, or an integer tensor, got {k!r}")
         else:
             self.k = k
         if not isinstance(temperature, Tensor):
-            if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-                raise ValueError(f"{type(self).__name__}: temperature must be positive and finite, got {temperature!r}")
-            self.temperature: float | Tensor = float(temperature)
+            self.temperature: float | Tensor = _positive(temperature)
         elif isinstance(temperature, nn.Parameter):
             self.temperature = temperature
         else:
@@ -75,7 +72,7 @@ class RelaxedTopK(DeclarativeNode):
     # Using it.
 
     @uncompiled
-    def forward(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, logits: Tensor, temperature: float | Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """u, of the logits' shape, in [0, 1] with sums k.
 
         Args:
@@ -83,24 +80,27 @@ class RelaxedTopK(DeclarativeNode):
             temperature, k: in place of the layer's own; both broadcast with the other dimensions.
             in_dims: as in every node, where the batch dimension is not the first.
         """
+        temperature = _as_tensor(temperature, logits)
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)  # pyright: ignore[reportReturnType]
         given, (u, *_), _ = self._find((logits, temperature), k, in_dims)
         return given.shaped(u)
 
     @uncompiled
-    def solution(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def solution(self, logits: Tensor, temperature: float | Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
         """u and its multipliers: ν of Σu = k, which is differentiable, and those of the bounds; `violation` is |Σu − k|."""
+        temperature = _as_tensor(temperature, logits)
         if self.vjp is None:
             return super().solution(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)
         return self._details((logits, temperature), k, in_dims)
 
     def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
         given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
-        largest = self._given(to_front(inputs, in_dims), k)[0].x.detach().amax(1)
+        whole = self._given(to_front(inputs, in_dims), k)[0]
+        reference = _reference(whole.x.detach(), whole.k).squeeze(1)
         multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), temperatures.detach())
         fields = {
-            "equality_multipliers": (largest - shift).unsqueeze(1),
+            "equality_multipliers": (reference - shift).unsqueeze(1),
             "inequality_multipliers": multipliers,
             "active": active,
             "weakly_active": weakly,
@@ -132,8 +132,8 @@ class RelaxedTopK(DeclarativeNode):
 
     def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor]:
         given, temperature = self._given(to_front(inputs, in_dims), k)
-        # A constant in the logits does not matter, but would cost digits of x + τ.
-        given = replace(given, x=given.x - given.x.detach().amax(1, keepdim=True))
+        # A constant in the logits does not matter, but would cost digits of x + τ where it counts: around the kth largest.
+        given = replace(given, x=given.x - _reference(given.x.detach(), given.k))
         call, tensors = self._call(given, temperature)
         scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
         return given, solved(call, *tensors), scale
@@ -194,6 +194,27 @@ class RelaxedTopK(DeclarativeNode):
         wanted = [k < len(inputs) for k in range(len(tensors))]
         found = call.pull_back((*tensors, torch.as_tensor(solution.y), shift), (cotangent, None), wanted)
         return tuple(torch.as_tensor(g).reshape(x.shape) for g, x in zip(found, inputs, strict=False))
+
+
+def _reference(x: Tensor, k: K) -> Tensor:
+    """The kth largest of each row (b, 1)."""
+    if isinstance(k, int):
+        return x.topk(max(1, k), dim=1).values[:, -1:]
+    most = max(1, int(k.max())) if k.numel() else 1
+    return x.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
+
+
+def _positive(temperature: Any) -> float:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+    return float(temperature)
+
+
+def _as_tensor(temperature: Any, logits: Any) -> Tensor | None:
+    """The temperature of one call; a number counts as a tensor like the logits."""
+    if temperature is None or isinstance(temperature, Tensor) or not isinstance(logits, Tensor):
+        return temperature
+    return torch.full((), _positive(temperature), dtype=logits.dtype, device=logits.device)
 
 
 class EntropicTopK(RelaxedTopK):
