@@ -135,9 +135,9 @@ def test_bad_temperatures(kind):
             kind(1, temperature)
     x = logits(2, 3)
     for values in ([1.0, -1.0], [0.0, 1.0], [1.0, torch.nan], [1.0, torch.inf]):
-        with pytest.raises(ValueError, match="temperature must be positive and finite, got .* Learn its logarithm"):
+        with pytest.raises(ValueError, match=r"temperature must be positive and finite, got .* Learn its logarithm"):
             kind(1)(x, torch.tensor(values, dtype=F64))
     with pytest.raises(ValueError, match=r"temperature must broadcast to \(2,\), one for each sample, got \(3,\)"):
         kind(1)(x, torch.ones(3, dtype=F64))
-    with pytest.raises(TypeError, match="temperature is torch.float32 on cpu, the logits are torch.float64"):
+    with pytest.raises(TypeError, match=r"temperature is torch.float32 on cpu, the logits are torch.float64"):
         kind(1)(x, torch.ones(2))
