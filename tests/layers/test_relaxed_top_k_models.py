@@ -141,3 +141,24 @@ def test_bad_temperatures(kind):
         kind(1)(x, torch.ones(3, dtype=F64))
     with pytest.raises(TypeError, match=r"temperature is torch.float32 on cpu, the logits are torch.float64"):
         kind(1)(x, torch.ones(2))
+
+
+@both
+def test_gradients_at_temperatures_where_logits_over_temperature_overflow(kind):
+    for dtype, temperature in ((F64, 1e-308), (torch.float32, 1e-38), (torch.float32, 1e-9)):
+        x = torch.tensor([20.0, 1.0, 0.0, -1e30], dtype=dtype, requires_grad=True)
+        t = torch.tensor(temperature, dtype=dtype, requires_grad=True)
+        u = kind(2)(x, t)
+        assert u.tolist() == [1, 1, 0, 0]
+        for gradient in torch.autograd.grad((u * torch.arange(4.0)).sum(), (x, t)):
+            assert not bool(gradient.any())  # was NaN: a derivative of zero times infinity
+
+
+@both
+def test_straight_through_under_transforms(kind):
+    x = logits(2, 3, 5)
+    for k in (2, torch.tensor([0, 2, 4])):
+        layer = StraightThrough(kind(k))
+        assert torch.equal(torch.func.vmap(layer)(x), layer(x))
+        assert torch.allclose(torch.func.jacrev(layer)(x[0]), torch.func.jacrev(layer.relaxed)(x[0]), atol=1e-14)
+        assert torch.allclose(torch.func.jacfwd(layer)(x[0]), torch.func.jacrev(layer.relaxed)(x[0]), atol=1e-14)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from declarative.layers.combinatorial.layer import Read, SolverLayer, repeated
+from declarative.layers.combinatorial.layer import IdentityStep, Read, SolverLayer, repeated
 from declarative.layers.combinatorial.noise import Noise, Normal, _scale
 from declarative.layers.combinatorial.solvers import Combinatorial
 from declarative.layers.combinatorial.top_k import top_k
 from declarative.layers.formula import Formula, solved
+from declarative.layers.projection import Projection
 from declarative.layers.topk.reading import read
 from declarative.layers.topk.relaxed import RelaxedTopK
 from declarative.transforms import uncompiled, without_graph
@@ -206,5 +207,5 @@ class StraightThrough(nn.Module):
         """k-hot vectors of the logits' shape."""
         u = self.relaxed(logits, temperature)
         given = read(logits.detach(), self.relaxed.k, self.relaxed.dim)
-        hard = given.shaped(top_k(given.x, given.k, "first"))
-        return hard + (u - u.detach())
+        step = IdentityStep(lambda x: top_k(x, given.k, "first"), Projection(None, False), 1.0)
+        return given.shaped(solved(step, given.x)[0]) + (u - u.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,3 +105,25 @@ def check_finite(x: Tensor, name: str = "logits") -> None:
         bad = ~torch.isfinite(x).all(1)  # a sum may overflow
         if bool(bad.any()):
             raise ValueError(f"{name} must be finite: NaN or inf in {name_samples(bad.nonzero().squeeze(1).tolist(), x.shape[0])}")
+
+
+def reference_of(x: Tensor, k: K) -> Tensor:
+    """The kth largest of each row (b, 1)."""
+    if isinstance(k, int):
+        return x.topk(max(1, k), dim=1).values[:, -1:]
+    most = max(1, int(k.max())) if k.numel() else 1
+    return x.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
+
+
+def positive(temperature: Any) -> float:
+    """A temperature that is a number, checked."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+    return float(temperature)
+
+
+def temperature_like(temperature: Any, logits: Any) -> Tensor | None:
+    """The temperature of one call; a number counts as a tensor like the logits."""
+    if temperature is None or isinstance(temperature, Tensor) or not isinstance(logits, Tensor):
+        return temperature
+    return torch.full((), positive(temperature), dtype=logits.dtype, device=logits.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from dataclasses import replace
@@ -16,7 +15,7 @@ from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverWarning, name_samples
 from declarative.layers.arguments import present, to_front
 from declarative.layers.formula import solved
-from declarative.layers.topk.reading import K, Read, check_finite, check_k, read
+from declarative.layers.topk.reading import K, Read, check_finite, check_k, positive, read, reference_of, temperature_like
 from declarative.layers.topk.relaxation import Relaxation
 from declarative.layers.topk.root import increasing_root
 from declarative.node import DeclarativeNode, InDims
@@ -43,7 +42,7 @@ class RelaxedTopK(DeclarativeNode):
         else:
             self.k = k
         if not isinstance(temperature, Tensor):
-            self.temperature: float | Tensor = _positive(temperature)
+            self.temperature: float | Tensor = positive(temperature)
         elif isinstance(temperature, nn.Parameter):
             self.temperature = temperature
         else:
@@ -80,7 +79,7 @@ class RelaxedTopK(DeclarativeNode):
             temperature, k: in place of the layer's own; both broadcast with the other dimensions.
             in_dims: as in every node, where the batch dimension is not the first.
         """
-        temperature = _as_tensor(temperature, logits)
+        temperature = temperature_like(temperature, logits)
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)  # pyright: ignore[reportReturnType]
         given, (u, *_), _ = self._find((logits, temperature), k, in_dims)
@@ -89,7 +88,7 @@ class RelaxedTopK(DeclarativeNode):
     @uncompiled
     def solution(self, logits: Tensor, temperature: float | Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
         """u and its multipliers: ν of Σu = k, which is differentiable, and those of the bounds; `violation` is |Σu − k|."""
-        temperature = _as_tensor(temperature, logits)
+        temperature = temperature_like(temperature, logits)
         if self.vjp is None:
             return super().solution(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)
         return self._details((logits, temperature), k, in_dims)
@@ -97,7 +96,7 @@ class RelaxedTopK(DeclarativeNode):
     def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
         given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
         whole = self._given(to_front(inputs, in_dims), k)[0]
-        reference = _reference(whole.x.detach(), whole.k).squeeze(1)
+        reference = reference_of(whole.x.detach(), whole.k).squeeze(1)
         multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), temperatures.detach())
         fields = {
             "equality_multipliers": (reference - shift).unsqueeze(1),
@@ -133,7 +132,7 @@ class RelaxedTopK(DeclarativeNode):
     def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor]:
         given, temperature = self._given(to_front(inputs, in_dims), k)
         # A constant in the logits does not matter, but would cost digits of x + τ where it counts: around the kth largest.
-        given = replace(given, x=given.x - _reference(given.x.detach(), given.k))
+        given = replace(given, x=given.x - reference_of(given.x.detach(), given.k))
         call, tensors = self._call(given, temperature)
         scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
         return given, solved(call, *tensors), scale
@@ -194,27 +193,6 @@ class RelaxedTopK(DeclarativeNode):
         wanted = [k < len(inputs) for k in range(len(tensors))]
         found = call.pull_back((*tensors, torch.as_tensor(solution.y), shift), (cotangent, None), wanted)
         return tuple(torch.as_tensor(g).reshape(x.shape) for g, x in zip(found, inputs, strict=False))
-
-
-def _reference(x: Tensor, k: K) -> Tensor:
-    """The kth largest of each row (b, 1)."""
-    if isinstance(k, int):
-        return x.topk(max(1, k), dim=1).values[:, -1:]
-    most = max(1, int(k.max())) if k.numel() else 1
-    return x.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
-
-
-def _positive(temperature: Any) -> float:
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    return float(temperature)
-
-
-def _as_tensor(temperature: Any, logits: Any) -> Tensor | None:
-    """The temperature of one call; a number counts as a tensor like the logits."""
-    if temperature is None or isinstance(temperature, Tensor) or not isinstance(logits, Tensor):
-        return temperature
-    return torch.full((), _positive(temperature), dtype=logits.dtype, device=logits.device)
 
 
 class EntropicTopK(RelaxedTopK):
