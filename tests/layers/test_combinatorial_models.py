@@ -85,6 +85,13 @@ def test_bad_weights_and_options():
             layer(torch.ones(2), target)
 
 
+def test_costs_next_to_the_largest_number():
+    """Their sums overflowed, and the path had lost all but its end."""
+    layer, costs = IdentitySolver(ShortestPath(), "min"), weights(3, 4, 4, positive=True)
+    for size in (1e308, 1.7e308):
+        assert torch.equal(layer(costs * size), layer(costs))
+
+
 @pytest.mark.parametrize("edges", [[], [(0, 1), (2, 3)], [(0, 0)], [(0, 1), (1, 0)], [(0.0, 1.0)], [(-1, 0)], [(0, 1), (1, 2, 3)], [0, 1], [(0, 2)]])
 def test_bad_edges(edges):
     with pytest.raises(ValueError, match="SpanningTree: "):
