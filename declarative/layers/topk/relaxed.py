@@ -158,7 +158,7 @@ class RelaxedTopK(DeclarativeNode):
         shift, converged, iterations = increasing_root(partial(self._evaluate, prepared), low, high, start, _STEPS)
         # Nothing and everything: the multiplier is any number that is far enough.
         none, all_of_them = counts == 0, counts == n
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         shift = torch.where(none, -high - _FAR * temperature, torch.where(all_of_them, -low + _FAR * temperature, shift))
         u = self._inverse((x + shift.unsqueeze(1)) / temperature.unsqueeze(1))
         converged = converged | none | all_of_them
@@ -250,7 +250,7 @@ class EntropicTopK(RelaxedTopK):
         at = k.long().clamp(1, most).unsqueeze(1) if most else torch.zeros_like(k, dtype=torch.int64).unsqueeze(1)
         start = -0.5 * (values.gather(1, (at - 1).clamp_min(0)) + values.gather(1, at)).squeeze(1)
         odds = temperature * torch.logit((k / x.shape[1]).clamp(1e-12, 1 - 1e-6))
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
         return (others, largest, temperature), odds - high - margin, odds - low + margin, start
 
@@ -332,7 +332,7 @@ class EuclideanTopK(RelaxedTopK):
         values = x.topk(most + 1, dim=1).values
         at = k.long().clamp(1, max(1, most)).unsqueeze(1)
         middle = 0.5 * (values.gather(1, at - 1) + values.gather(1, at.clamp_max(most))).squeeze(1)
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
         return (x, k, temperature), -high - margin, margin + temperature - low, 0.5 * temperature - middle
 
