@@ -23,6 +23,7 @@ from problems import (
     singular_hessian,
     softmax,
     sphere,
+    top_k,
 )
 from problems.base import Problem
 
@@ -51,5 +52,5 @@ _MODULES = (
 
 def catalogue() -> dict[str, Problem]:
     """Every worked problem, by name."""
-    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS]
+    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS, *top_k.PROBLEMS]
     return {problem.name: problem for problem in problems}

@@ -45,7 +45,13 @@ class Projection:
     def apply(self, weights: Tensor) -> Tensor:
         """z (b, n)"""
         moved = weights if self.centre is None else self.centre(weights)
-        return moved * self._inverse_norm(weights, moved) if self.scale else moved
+        if not self.scale:
+            return moved
+        # In units of the largest no square overflows or vanishes: z, and with it the solution, does not depend on the unit.
+        largest = moved.detach().abs().amax(1, keepdim=True)
+        unit = torch.where(largest > 0, largest, 1.0)
+        moved = moved / unit
+        return moved * self._inverse_norm(weights / unit, moved)
 
     def times(self, weights: Tensor, vector: Tensor) -> Tensor:
         """J v (b, n)"""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from declarative.layers.combinatorial.layer import Read, SolverLayer
+from declarative.layers.combinatorial.layer import IdentityStep, Read, SolverLayer, repeated
 from declarative.layers.combinatorial.noise import Noise, Normal, _scale
 from declarative.layers.combinatorial.solvers import Combinatorial
 from declarative.layers.combinatorial.top_k import top_k
 from declarative.layers.formula import Formula, solved
+from declarative.layers.projection import Projection
 from declarative.layers.topk.reading import read
 from declarative.layers.topk.relaxed import RelaxedTopK
 from declarative.transforms import uncompiled, without_graph
@@ -24,6 +25,7 @@ class _Interpolation(Formula):
     """y(ω), and ω̄ = (y(ω + ε) − y(ω ∓ λv + ε))/λ ±: what blackbox interpolation and implicit MLE share (ε is part of ω here)."""
 
     find: Callable[[Tensor], Tensor]
+    admissible: Callable[[Tensor], Tensor]
     strength: float
     sign: float
     live = 1
@@ -36,7 +38,7 @@ class _Interpolation(Formula):
 
     def pull_back(self, operands: Sequence[Tensor], cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:  # noqa: ARG002
         weights, y = operands
-        (moved,) = without_graph(lambda w, v: (self.find(w - self.sign * self.strength * v),), weights, torch.as_tensor(cotangents[0]))
+        (moved,) = without_graph(lambda w, v: (self.find(self.admissible(w - self.sign * self.strength * v)),), weights, torch.as_tensor(cotangents[0]))
         return (self.sign * (y - moved) / self.strength,)
 
     def push_forward(self, operands: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -61,7 +63,7 @@ class BlackboxSolver(SolverLayer):
     def forward(self, weights: Tensor) -> Tensor:
         """y, of the weights' shape."""
         given = self._read(weights)
-        return given.shaped(solved(_Interpolation(lambda w: self._solve(given, w), self.strength, self.sign), given.flat)[0])
+        return given.shaped(solved(_Interpolation(lambda w: self._solve(given, w), self.solver.admissible, self.strength, self.sign), given.flat)[0])
 
 
 class ImplicitMLE(SolverLayer):
@@ -84,11 +86,15 @@ class ImplicitMLE(SolverLayer):
     @uncompiled
     def forward(self, weights: Tensor, *, sample: bool | None = None, samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """y, of the weights' shape; with `samples=S` S of them, as a new first dimension. `sample` overrides whether there is noise."""
-        given = self._read(weights if samples is None else weights.unsqueeze(0).expand(samples, *weights.shape))
-        flat = given.flat
-        if self.training if sample is None else sample:
+        given = self._read(weights if samples is None else repeated(weights, samples))
+        flat, noisy = given.flat, self.training if sample is None else sample
+        if noisy:
             flat = flat + self.noise.sample(flat.detach(), generator)
-        return given.shaped(solved(_Interpolation(lambda w: self._solve(given, w), self.strength, self.sign), flat)[0])
+
+        def find(w: Tensor) -> Tensor:
+            return self._solve(given, self.solver.admissible(w) if noisy else w)
+
+        return given.shaped(solved(_Interpolation(find, self.solver.admissible, self.strength, self.sign), flat)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +155,7 @@ class PerturbedSolver(SolverLayer):
     def forward(self, weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """ȳ, of the weights' shape."""
         given = self._read(weights)
-        call = _Perturbed(lambda w: self._solve(given, w), self.deviation, self._noise(given, generator))
+        call = _Perturbed(lambda w: self._solve(given, self.solver.admissible(w)), self.deviation, self._noise(given, generator))
         return given.shaped(solved(call, given.flat)[0])
 
 
@@ -169,10 +175,11 @@ class FenchelYoungLoss(PerturbedSolver):
     def forward(self, weights: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The loss of each sample."""
         given = self._read(weights)
-        if target.shape != weights.shape:
-            raise ValueError(f"target must have the weights' shape {tuple(weights.shape)}, got {tuple(target.shape)}")
+        if not isinstance(target, Tensor) or target.shape != weights.shape:
+            came = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
+            raise ValueError(f"target must be a tensor of the weights' shape {tuple(weights.shape)}, got {came}")
         noise = self.deviation * self._noise(given, generator)
-        (y,) = without_graph(lambda w: (self._solve(given, (w + noise).flatten(0, 1)).reshape(noise.shape),), given.flat)
+        (y,) = without_graph(lambda w: (self._solve(given, self.solver.admissible((w + noise).flatten(0, 1))).reshape(noise.shape),), given.flat)
         # By the envelope theorem y counts as a constant.
         value = ((given.flat + noise) * y).sum(2).mean(0) - (given.flat * target.to(given.flat).reshape(given.flat.shape)).sum(1)
         return (self.sign * value).to(given.dtype).reshape(given.lead)
@@ -200,5 +207,5 @@ class StraightThrough(nn.Module):
         """k-hot vectors of the logits' shape."""
         u = self.relaxed(logits, temperature)
         given = read(logits.detach(), self.relaxed.k, self.relaxed.dim)
-        hard = given.shaped(top_k(given.x, given.k, "first"))
-        return hard + (u - u.detach())
+        step = IdentityStep(lambda x: top_k(x, given.k, "first"), Projection(None, False), 1.0)
+        return given.shaped(solved(step, given.x)[0]) + (u - u.detach())

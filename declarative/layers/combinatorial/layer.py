@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from declarative.layers.arguments import HALF
 from declarative.layers.combinatorial.noise import Noise, Normal
 from declarative.layers.combinatorial.solvers import Combinatorial, Function
-from declarative.layers.combinatorial.top_k import TopK
+from declarative.layers.combinatorial.top_k import TopK, top_k
 from declarative.layers.formula import Formula, solved
 from declarative.layers.projection import Projection, QuadraticSurrogate, named, sign_of
 from declarative.layers.topk.reading import K, check_finite, read
@@ -25,11 +25,13 @@ class Read:
 
     Args:
         flat: (b, n), a differentiable function of what the caller passed.
+        solver: for these samples.
         lead, event: the leading dimensions and the shape of one instance.
         dtype: what the caller works in; half precisions are computed in float32.
     """
 
     flat: Tensor
+    solver: Combinatorial
     lead: tuple[int, ...]
     event: tuple[int, ...]
     dtype: torch.dtype
@@ -69,14 +71,14 @@ class SolverLayer(nn.Module):
         lead, event = tuple(weights.shape[: weights.ndim - dims]), tuple(weights.shape[weights.ndim - dims :])
         self.solver.check(event, self.sense)
         flat = weights.reshape(int(torch.Size(lead).numel()), int(torch.Size(event).numel()))
-        return Read(flat.float() if flat.dtype in HALF else flat, lead, event, weights.dtype)
+        return Read(flat.float() if flat.dtype in HALF else flat, self.solver.spread(flat, lead), lead, event, weights.dtype)
 
     def _solve(self, given: Read, flat: Tensor) -> Tensor:
         """y (b', n) of weights (b', n), as numbers."""
-        check_finite(flat)
+        check_finite(flat, "weights")
         if not flat.shape[0]:
             return torch.zeros_like(flat)
-        return self.solver.solve(given.instances(flat), self.sense).reshape(flat.shape)
+        return given.solver.solve(given.instances(flat), self.sense).reshape(flat.shape)
 
     def extra_repr(self) -> str:
         """For `print`."""
@@ -88,13 +90,13 @@ class IdentityStep(Formula):
     """y(ω), and ω̄ = ± Jᵀv with the projection's Jacobian J.
 
     Args:
-        find: ω (b, n) -> y (b, n).
+        find: ω (b, n) -> y (b, n). It may take more tensors, which are constants of differentiation.
         projection: of the weights, before the solver.
         sign: 1 where ⟨ω, y⟩ is maximised, −1 where it is minimised.
         fixed: (b,) samples whose solution does not depend on ω at all, or None.
     """
 
-    find: Callable[[Tensor], Tensor]
+    find: Callable[..., Tensor]
     projection: Projection
     sign: float
     fixed: Tensor | None = None
@@ -104,7 +106,7 @@ class IdentityStep(Formula):
         return self
 
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return (self.find(tensors[0]),)
+        return (self.find(*tensors),)
 
     def _moved(self, weights: Tensor, vector: Tensor) -> Tensor:
         product = self.projection.times(weights, vector)
@@ -115,11 +117,12 @@ class IdentityStep(Formula):
         fixed = self.fixed if self.fixed.shape[0] == product.shape[0] else self.fixed.repeat(product.shape[0] // self.fixed.shape[0])
         return torch.where(fixed.unsqueeze(1), 0.0, product)
 
-    def pull_back(self, operands: Sequence[Tensor], cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:  # noqa: ARG002
-        return (self._moved(operands[0], torch.as_tensor(cotangents[0])),)
+    def pull_back(self, operands: Sequence[Tensor], cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        return self._moved(operands[0], torch.as_tensor(cotangents[0])), *[None] * (len(wanted) - 1)
 
     def push_forward(self, operands: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        return (self._moved(operands[0], torch.as_tensor(tangents[0])),)
+        tangent = tangents[0]
+        return (self._moved(operands[0], torch.zeros_like(operands[0]) if tangent is None else tangent),)
 
 
 class IdentitySolver(SolverLayer):
@@ -183,24 +186,28 @@ class IdentitySolver(SolverLayer):
         projection = self._projection(given.event)
         worse = self._worse(given, target)
 
-        def find(flat: Tensor) -> Tensor:
-            check_finite(flat)
+        def find(flat: Tensor, *worse: Tensor) -> Tensor:
+            check_finite(flat, "weights")
             z = projection.apply(flat)
-            if worse is not None:
-                z = z - self.sign * worse
+            for change in worse:
+                check_finite(change, "target")
+                z = given.solver.admissible(z - self.sign * change)
             if self.training and self.noise:
-                z = z + Normal(self.noise).sample(z, generator)
+                z = given.solver.admissible(z + Normal(self.noise).sample(z, generator))
             return self._solve(given, z)
 
-        return given.shaped(solved(IdentityStep(find, projection, self.sign), given.flat)[0])
+        tensors = (given.flat,) if worse is None else (given.flat, worse)
+        return given.shaped(solved(IdentityStep(find, projection, self.sign), *tensors)[0])
 
     def _worse(self, given: Read, target: Tensor | None) -> Tensor | None:
         if not self.training or not self.margin:
             return None
         if target is None:
             raise ValueError("with a margin the layer needs the target in training: layer(weights, target)")
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor that broadcasts to the weights' shape, got {type(target).__name__}")
         try:
-            y = target.to(given.flat).expand((*given.lead, *given.event)).reshape(given.flat.shape)
+            y = target.detach().to(given.flat).expand((*given.lead, *given.event)).reshape(given.flat.shape)
         except RuntimeError as error:
             raise ValueError(f"target must broadcast to the weights' shape {(*given.lead, *given.event)}, got {tuple(target.shape)}") from error
         return 0.5 * self.margin * (2 * y - 1)
@@ -262,17 +269,15 @@ class IdentityTopK(nn.Module):
             k: in place of the layer's own.
             sample: whether to add noise; None: in training, if the layer has noise.
             samples: how many samples for each logit: a new first dimension.
-            generator: of the noise.
+            generator: of the noise and of random ties.
         """
         noise = self.noise if (self.training if sample is None else sample) else None
         if sample and noise is None:
             raise ValueError("sample=True needs a layer with noise, IdentityTopK(k, noise=GumbelK(k)) for one")
         dim = self.dim
         if samples is not None:
-            if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-                raise ValueError(f"samples must be a positive int, got {samples!r}")
             dim = dim if dim < 0 else dim + 1
-            logits = logits.unsqueeze(0).expand(samples, *logits.shape)
+            logits = repeated(logits, samples)
         given = read(logits, self.k if k is None else k, dim)
         x = given.x if noise is None else given.x + noise.sample(given.x.detach(), generator)
         n = x.shape[1]
@@ -280,12 +285,9 @@ class IdentityTopK(nn.Module):
             fixed = torch.ones(x.shape[0], dtype=torch.bool, device=x.device) if given.k in (0, n) else None
         else:
             fixed = (given.k == 0) | (given.k == n)
-        counts, solver = given.k, TopK(given.k, self.ties)
 
         def find(flat: Tensor) -> Tensor:
-            if counts == 0 if isinstance(counts, int) else False:
-                check_finite(flat)
-            return solver.solve(flat, "max")
+            return top_k(flat, given.k, self.ties, generator)
 
         return given.shaped(solved(IdentityStep(find, named(self.projection, _mean_free, ""), 1.0, fixed), x)[0])
 
@@ -297,6 +299,15 @@ class IdentityTopK(nn.Module):
     def extra_repr(self) -> str:
         """For `print`."""
         return f"k={self.k}, projection={self.projection!r}, noise={type(self.noise).__name__ if self.noise else None}, dim={self.dim}"
+
+
+def repeated(weights: Any, samples: Any) -> Tensor:
+    """As many views of the weights, along a new first dimension."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be a positive int, got {samples!r}")
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"a floating tensor is needed, got {type(weights).__name__}")
+    return weights.unsqueeze(0).expand(samples, *weights.shape)
 
 
 def _mean_free(flat: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ class GumbelK(Noise):
 
         (τ/k) (Σ_{i=1}^m Gamma(1/k, scale k/i) − log m)
 
+    The odds of two subsets are then those of the exponential family where they have no entry in common; those that have share its noise, so that the
+    likeliest subsets come up more often than in the family.
+
     k = 1 with many terms is Gumbel noise. Some published codes have the reciprocal scale, i/k: then the sum has the wrong distribution.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,14 @@ class Combinatorial(ABC):
     def check(self, shape: tuple[int, ...], sense: str) -> None:  # noqa: B027 (most have nothing to check)
         """A ValueError for instances of a shape, or a sense, that the problem cannot have."""
 
+    def spread(self, weights: Tensor, lead: tuple[int, ...]) -> Combinatorial:  # noqa: ARG002
+        """The same for a batch (b, n) with these leading dimensions: where options differ between samples, one for each."""
+        return self
+
+    def admissible(self, weights: Tensor) -> Tensor:
+        """Weights to which noise, a margin or a step has been added, brought back to where the problem can be solved."""
+        return weights
+
     @abstractmethod
     def solve(self, weights: Tensor, sense: str) -> Tensor:
         """y of finite ω (b, *event), without a graph."""
@@ -60,23 +69,29 @@ class OnCPU(Combinatorial):
 
     def solve(self, weights: Tensor, sense: str) -> Tensor:
         instances = weights.detach().double().cpu().numpy()
+        result = torch.empty(weights.shape, dtype=weights.dtype)
+
+        def one(i: int) -> None:
+            # Read at once: the next call may write into the same array.
+            result[i] = _as_tensor(type(self).__name__, self.solve_one(instances[i], sense), tuple(weights.shape[1:]))
+
         if self.workers == 1 or len(instances) < 2:
-            found = [self.solve_one(instance, sense) for instance in instances]
+            for i in range(len(instances)):
+                one(i)
         else:
             with ThreadPoolExecutor(self.workers) as pool:
-                found = list(pool.map(lambda instance: self.solve_one(instance, sense), instances))
-        result = torch.empty(weights.shape, dtype=weights.dtype)
-        for i, y in enumerate(found):
-            result[i] = _as_tensor(type(self).__name__, y, tuple(weights.shape[1:]))
+                list(pool.map(one, range(len(instances))))
         return result.to(weights.device)
 
 
 def _as_tensor(name: str, y: Any, shape: tuple[int, ...]) -> Tensor:
     """A solver's result, checked."""
     try:
+        if y is None or np.iscomplexobj(y):
+            raise TypeError("no real numbers")
         tensor = torch.as_tensor(np.asarray(y, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: the solver must return an array of shape {shape}, got {type(y).__name__}") from error
+        raise TypeError(f"{name}: the solver must return an array of real numbers of shape {shape}, got {type(y).__name__}") from error
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: the solver must return an array of the weights' shape {shape}, got {tuple(tensor.shape)}")
     if not bool(torch.isfinite(tensor).all()):
@@ -131,6 +146,7 @@ class ShortestPath(OnCPU):
     """y (h, w) marks the cells of the cheapest path from the top left to the bottom right corner of a grid with costs ω ≥ 0 of its cells.
 
     Only in the sense "min". Paths differ in length, so that a constant added to ω changes them, and costs turned negative have no cheapest path.
+    Where noise, a margin or an interpolation step takes costs below zero, they count as zero.
 
     Args:
         diagonal: whether steps may be diagonal.
@@ -154,6 +170,10 @@ class ShortestPath(OnCPU):
         if sense != "min":
             raise ValueError("ShortestPath has the sense 'min'; the longest path cannot be found in reasonable time")
 
+    def admissible(self, weights: Tensor) -> Tensor:
+        """Not negative."""
+        return weights.clamp_min(0.0)
+
     def solve_one(self, weights: Any, sense: str) -> Any:  # noqa: ARG002
         if weights.min() < 0:
             raise ValueError(f"ShortestPath needs costs that are not negative, got {weights.min():g} among them; pass them through softplus or abs")
@@ -167,7 +187,8 @@ class ShortestPath(OnCPU):
             targets.append(cell[max(0, down) : h + min(0, down), max(0, right) : w + min(0, right)].ravel())
         start, end = np.concatenate(sources), np.concatenate(targets)
         # A stored zero would be no edge.
-        costs = np.maximum(weights.ravel()[end], np.finfo(float).tiny)
+        # Relative to the largest no sum can overflow.
+        costs = np.maximum(weights.ravel()[end] / (weights.max() or 1.0), np.finfo(float).tiny)
         graph = csr_array((costs, (start, end)), shape=(h * w, h * w))
         before = dijkstra(graph, indices=0, return_predecessors=True)[1]
         y, at = np.zeros(h * w), h * w - 1
@@ -190,7 +211,10 @@ class SpanningTree(OnCPU):
 
     def __init__(self, edges: Sequence[tuple[int, int]] | Tensor, workers: int = 1) -> None:
         super().__init__(workers)
-        pairs = np.asarray(edges.tolist() if isinstance(edges, Tensor) else edges)
+        try:
+            pairs = np.asarray(edges.tolist() if isinstance(edges, Tensor) else edges)
+        except ValueError as error:  # rows of different length
+            raise ValueError("SpanningTree: edges must be pairs of node numbers") from error
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or pairs.min(initial=0) < 0:
             raise ValueError(f"SpanningTree: edges must be pairs of node numbers, 0 or more, got an array of shape {pairs.shape} of {pairs.dtype}")
         ordered = np.sort(pairs, axis=1)
@@ -207,8 +231,9 @@ class SpanningTree(OnCPU):
             raise ValueError(f"SpanningTree: weights must be (…, {len(self.edges)}), one for each edge, got instances of shape {shape}")
 
     def solve_one(self, weights: Any, sense: str) -> Any:
-        costs = -weights if sense == "max" else weights
-        costs = costs - costs.min(initial=0) + 1  # stored zeros would be no edges; every tree has as many
+        # Only the order of the weights matters, so that their places in it do as well: 1, 2, …, none of them a stored zero, which would be no edge.
+        costs = np.empty(len(weights))
+        costs[np.argsort(-weights if sense == "max" else weights, kind="stable")] = np.arange(1, len(weights) + 1)
         tree = coo_array(minimum_spanning_tree(csr_array((costs, self.edges.T), shape=(self.nodes, self.nodes))))
         y = np.zeros(len(self.edges))
         y[[self._place[min(i, j), max(i, j)] for i, j in zip(*(c.tolist() for c in tree.coords), strict=True)]] = 1.0
@@ -251,7 +276,7 @@ class Function(OnCPU):
             self.why_not_centre = "nothing says that all solutions have the same sum; pass Function(..., constant_sum=True) if they do"
 
     def solve_one(self, weights: Any, sense: str) -> Any:  # noqa: ARG002
-        y = self.function(weights)
+        y = self.function(weights.copy())  # it may write into its argument, which may be the caller's tensor
         if self.feasible is not None and not self.feasible(y):
-            raise ValueError("Function: the solver returned an infeasible point")
+            raise ValueError(f"Function: the solver returned an infeasible point, one for which feasible(y) is not true: {reprlib.repr(y)}")
         return y

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from declarative.layers.combinatorial.solvers import Combinatorial
-from declarative.layers.topk.reading import K, check_finite
+from declarative.layers.topk.reading import K, check_finite, check_k, counted
 
 TIES = ("first", "random")
 
@@ -15,7 +15,7 @@ class TopK(Combinatorial):
     """y has ones at the k largest weights (in the sense "min" the smallest), zeros elsewhere: always exactly k.
 
     Args:
-        k: an int, or an integer tensor with one for each sample.
+        k: an int, or an integer tensor that broadcasts with the leading dimensions.
         ties: which of equal weights are taken where not all can be: the "first", or "random" ones.
 
     Example:
@@ -26,36 +26,39 @@ class TopK(Combinatorial):
     def __init__(self, k: K, ties: str = "first") -> None:
         if ties not in TIES:
             raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
-        if not isinstance(k, Tensor) and (isinstance(k, bool) or not isinstance(k, int) or k < 0):
-            raise ValueError(f"k must be an int, 0 or more, or an integer tensor, got {k!r}")
+        check_k(k)
         self.k, self.ties = k, ties
 
     def check(self, shape: tuple[int, ...], sense: str) -> None:  # noqa: ARG002
-        """k ≤ n"""
-        largest = int(self.k.max()) if isinstance(self.k, Tensor) else self.k
-        if largest > shape[0]:
-            raise ValueError(f"k must be between 0 and the number of entries, {shape[0]}, got {largest}")
+        """k ≤ n; a tensor waits for the leading dimensions."""
+        if not isinstance(self.k, Tensor) and self.k > shape[0]:
+            raise ValueError(f"k must be between 0 and the number of entries, {shape[0]}, got {self.k}")
+
+    def spread(self, weights: Tensor, lead: tuple[int, ...]) -> TopK:
+        """With one k for each sample."""
+        return TopK(counted(self.k, lead, weights.shape[1], weights), self.ties) if isinstance(self.k, Tensor) else self
 
     def solve(self, weights: Tensor, sense: str) -> Tensor:
         scores = weights if sense == "max" else -weights
-        k = self.k
-        if isinstance(k, Tensor) and k.numel() != scores.shape[0]:
-            k = k.reshape(-1).repeat(scores.shape[0] // max(1, k.numel()))
-        return top_k(scores, k, self.ties)
+        return top_k(scores, self.k, self.ties)
 
 
-def top_k(scores: Tensor, k: K, ties: str) -> Tensor:
+def top_k(scores: Tensor, k: K, ties: str, generator: torch.Generator | None = None) -> Tensor:
     """(b, n) with exactly k ones in each row. The order in which `torch.topk` takes equal values is its own affair: rows with a tie at the
     boundary are sorted.
     """
     batch, n = scores.shape
+    if isinstance(k, Tensor) and k.numel() != batch:  # several of each sample, or folded by vmap
+        k = k.reshape(-1).repeat(batch // max(1, k.numel()))
     most = k if isinstance(k, int) else int(k.max()) if k.numel() else 0
     result = torch.zeros_like(scores)
-    if not batch or not most:
+    if not batch:
         return result
     values, places = scores.topk(min(most + 1, n), dim=1)
-    if bool(torch.isnan(values[:, 0]).any()):  # NaN counts as largest
+    if not bool(torch.isfinite(values[:, 0] - scores.amin(1)).all()):  # cheaper than a look at all of them
         check_finite(scores)
+    if not most:
+        return result
     if isinstance(k, int):
         result.scatter_(1, places[:, :k], 1.0)
         tied = values[:, k - 1] == values[:, k] if k < n else torch.zeros(batch, dtype=torch.bool, device=scores.device)
@@ -66,13 +69,13 @@ def top_k(scores: Tensor, k: K, ties: str) -> Tensor:
         tied = (values.gather(1, last) == values.gather(1, (last + 1).clamp_max(values.shape[1] - 1))).squeeze(1) & (k > 0) & (k < n)
     if bool(tied.any()):
         rows = tied.nonzero().squeeze(1)
-        result[rows] = _sorted(scores[rows], k if isinstance(k, int) else k[rows], ties)
+        result[rows] = _sorted(scores[rows], k if isinstance(k, int) else k[rows], ties, generator)
     return result
 
 
-def _sorted(scores: Tensor, k: K, ties: str) -> Tensor:
+def _sorted(scores: Tensor, k: K, ties: str, generator: torch.Generator | None) -> Tensor:
     if ties == "random":
-        shuffled = torch.rand(scores.shape, device=scores.device).argsort(dim=1)
+        shuffled = torch.rand(scores.shape, device=scores.device, generator=generator).argsort(dim=1)
         order = shuffled.gather(1, scores.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     else:
         order = scores.argsort(dim=1, descending=True, stable=True)

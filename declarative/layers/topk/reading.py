@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ def read(x: Any, k: Any, dim: int) -> Read:
     """Check kinds and shapes, bring the selected dimension last."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"logits must be a floating tensor (…, n), got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
-    if not -x.ndim <= dim < x.ndim:
+    if isinstance(dim, bool) or not isinstance(dim, int) or not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim={dim} is no dimension of logits of shape {tuple(x.shape)}")
     dtype = x.dtype
     moved = (x.float() if dtype in HALF else x).movedim(dim, -1)
@@ -66,7 +67,7 @@ def read(x: Any, k: Any, dim: int) -> Read:
         raise ValueError(f"logits of shape {tuple(x.shape)} have no entries along dim={dim}")
     flat = moved.reshape(int(torch.Size(lead).numel()), n)
     if isinstance(k, Tensor):
-        return Read(flat, _counts(k, lead, n, flat), lead, dim, dtype)
+        return Read(flat, counted(k, lead, n, flat), lead, dim, dtype)
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an int or an integer tensor, got {k!r}")
     if not 0 <= k <= n:
@@ -74,11 +75,21 @@ def read(x: Any, k: Any, dim: int) -> Read:
     return Read(flat, k, lead, dim, dtype)
 
 
-def _counts(k: Tensor, lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
-    if k.is_floating_point() or k.dtype == torch.bool or k.is_complex():
-        raise TypeError(f"k must be an integer tensor, got {k.dtype}")
+def check_k(k: Any) -> None:
+    """What can be said about k before the logits are there."""
+    if isinstance(k, Tensor):
+        if k.is_floating_point() or k.dtype == torch.bool or k.is_complex():
+            raise TypeError(f"k must be an integer tensor, got {k.dtype}")
+    elif isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise ValueError(f"k must be an int, 0 or more, or an integer tensor, got {k!r}")
+
+
+def counted(k: Tensor, lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
+    """k (b,) for samples with these leading dimensions, in range."""
+    check_k(k)
     try:
-        counts = k.to(like.device).expand(lead).reshape(-1)
+        # int64: n does not fit into the small kinds, and torch compares in the tensor's own
+        counts = k.to(like.device, torch.int64).expand(lead).reshape(-1)
     except RuntimeError as error:
         raise ValueError(f"k must broadcast to {lead}, one for each sample, got {tuple(k.shape)}") from error
     if bool(((counts < 0) | (counts > n)).any()):
@@ -87,10 +98,32 @@ def _counts(k: Tensor, lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
     return counts
 
 
-def check_finite(x: Tensor) -> None:
+def check_finite(x: Tensor, name: str = "logits") -> None:
     """A ValueError that names samples with NaN or inf."""
     bad = ~torch.isfinite(x.sum(1))
     if bool(bad.any()):
         bad = ~torch.isfinite(x).all(1)  # a sum may overflow
         if bool(bad.any()):
-            raise ValueError(f"logits must be finite: NaN or inf in {name_samples(bad.nonzero().squeeze(1).tolist(), x.shape[0])}")
+            raise ValueError(f"{name} must be finite: NaN or inf in {name_samples(bad.nonzero().squeeze(1).tolist(), x.shape[0])}")
+
+
+def reference_of(x: Tensor, k: K) -> Tensor:
+    """The kth largest of each row (b, 1)."""
+    if isinstance(k, int):
+        return x.topk(max(1, k), dim=1).values[:, -1:]
+    most = max(1, int(k.max())) if k.numel() else 1
+    return x.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
+
+
+def positive(temperature: Any) -> float:
+    """A temperature that is a number, checked."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+    return float(temperature)
+
+
+def temperature_like(temperature: Any, logits: Any) -> Tensor | None:
+    """The temperature of one call; a number counts as a tensor like the logits."""
+    if temperature is None or isinstance(temperature, Tensor) or not isinstance(logits, Tensor):
+        return temperature
+    return torch.full((), positive(temperature), dtype=logits.dtype, device=logits.device)

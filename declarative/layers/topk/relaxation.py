@@ -21,6 +21,8 @@ from torch import Tensor
 
 from declarative.layers.formula import Formula
 
+_FAR = 1e30
+
 
 @dataclass(frozen=True, eq=False)
 class Relaxation(Formula):
@@ -47,7 +49,8 @@ class Relaxation(Formula):
     def _at(self, operands: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """a (b, n), D (b, n) and 1/ΣD (b, 1), zero at a vertex."""
         temperature = self.temperature if self.temperature is not None else operands[1].unsqueeze(1)
-        a = (operands[0] + operands[-1].unsqueeze(1)) / temperature
+        # Where T is so small that a overflows u is hard: a must stay finite for its product with a derivative that is zero.
+        a = ((operands[0] + operands[-1].unsqueeze(1)) / temperature).clamp(-_FAR, _FAR)
         density = self.slope(a) / temperature
         total = density.sum(1, keepdim=True)
         return a, density, torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from dataclasses import replace
@@ -16,7 +15,7 @@ from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverWarning, name_samples
 from declarative.layers.arguments import present, to_front
 from declarative.layers.formula import solved
-from declarative.layers.topk.reading import K, Read, check_finite, read
+from declarative.layers.topk.reading import K, Read, check_finite, check_k, positive, read, reference_of, temperature_like
 from declarative.layers.topk.relaxation import Relaxation
 from declarative.layers.topk.root import increasing_root
 from declarative.node import DeclarativeNode, InDims
@@ -37,16 +36,13 @@ class RelaxedTopK(DeclarativeNode):
         # At a vertex, where all bounds hold, the equation is redundant and the pseudo-inverse gives the derivative: zero.
         super().__init__(differentiation=Implicit(irregular="min_norm"))
         self.dim = dim
+        check_k(k)
         if isinstance(k, Tensor):
             self.register_buffer("k", k, persistent=False)
-        elif isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise ValueError(f"{type(self).__name__}: k must be an int, 0 or more, or an integer tensor, got {k!r}")
         else:
             self.k = k
         if not isinstance(temperature, Tensor):
-            if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-                raise ValueError(f"{type(self).__name__}: temperature must be positive and finite, got {temperature!r}")
-            self.temperature: float | Tensor = float(temperature)
+            self.temperature: float | Tensor = positive(temperature)
         elif isinstance(temperature, nn.Parameter):
             self.temperature = temperature
         else:
@@ -75,7 +71,7 @@ class RelaxedTopK(DeclarativeNode):
     # Using it.
 
     @uncompiled
-    def forward(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, logits: Tensor, temperature: float | Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """u, of the logits' shape, in [0, 1] with sums k.
 
         Args:
@@ -83,24 +79,27 @@ class RelaxedTopK(DeclarativeNode):
             temperature, k: in place of the layer's own; both broadcast with the other dimensions.
             in_dims: as in every node, where the batch dimension is not the first.
         """
+        temperature = temperature_like(temperature, logits)
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)  # pyright: ignore[reportReturnType]
         given, (u, *_), _ = self._find((logits, temperature), k, in_dims)
         return given.shaped(u)
 
     @uncompiled
-    def solution(self, logits: Tensor, temperature: Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def solution(self, logits: Tensor, temperature: float | Tensor | None = None, *, k: K | None = None, in_dims: InDims = 0) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
         """u and its multipliers: ν of Σu = k, which is differentiable, and those of the bounds; `violation` is |Σu − k|."""
+        temperature = temperature_like(temperature, logits)
         if self.vjp is None:
             return super().solution(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)
         return self._details((logits, temperature), k, in_dims)
 
     def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
         given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
-        largest = self._given(to_front(inputs, in_dims), k)[0].x.detach().amax(1)
+        whole = self._given(to_front(inputs, in_dims), k)[0]
+        reference = reference_of(whole.x.detach(), whole.k).squeeze(1)
         multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), temperatures.detach())
         fields = {
-            "equality_multipliers": (largest - shift).unsqueeze(1),
+            "equality_multipliers": (reference - shift).unsqueeze(1),
             "inequality_multipliers": multipliers,
             "active": active,
             "weakly_active": weakly,
@@ -132,8 +131,8 @@ class RelaxedTopK(DeclarativeNode):
 
     def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor]:
         given, temperature = self._given(to_front(inputs, in_dims), k)
-        # A constant in the logits does not matter, but would cost digits of x + τ.
-        given = replace(given, x=given.x - given.x.detach().amax(1, keepdim=True))
+        # A constant in the logits does not matter, but would cost digits of x + τ where it counts: around the kth largest.
+        given = replace(given, x=given.x - reference_of(given.x.detach(), given.k))
         call, tensors = self._call(given, temperature)
         scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
         return given, solved(call, *tensors), scale
@@ -159,7 +158,7 @@ class RelaxedTopK(DeclarativeNode):
         shift, converged, iterations = increasing_root(partial(self._evaluate, prepared), low, high, start, _STEPS)
         # Nothing and everything: the multiplier is any number that is far enough.
         none, all_of_them = counts == 0, counts == n
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         shift = torch.where(none, -high - _FAR * temperature, torch.where(all_of_them, -low + _FAR * temperature, shift))
         u = self._inverse((x + shift.unsqueeze(1)) / temperature.unsqueeze(1))
         converged = converged | none | all_of_them
@@ -251,7 +250,7 @@ class EntropicTopK(RelaxedTopK):
         at = k.long().clamp(1, most).unsqueeze(1) if most else torch.zeros_like(k, dtype=torch.int64).unsqueeze(1)
         start = -0.5 * (values.gather(1, (at - 1).clamp_min(0)) + values.gather(1, at)).squeeze(1)
         odds = temperature * torch.logit((k / x.shape[1]).clamp(1e-12, 1 - 1e-6))
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
         return (others, largest, temperature), odds - high - margin, odds - low + margin, start
 
@@ -333,7 +332,7 @@ class EuclideanTopK(RelaxedTopK):
         values = x.topk(most + 1, dim=1).values
         at = k.long().clamp(1, max(1, most)).unsqueeze(1)
         middle = 0.5 * (values.gather(1, at - 1) + values.gather(1, at.clamp_max(most))).squeeze(1)
-        low, high = x.aminmax(dim=1)
+        low, high = x.amin(1), x.amax(1)
         margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
         return (x, k, temperature), -high - margin, margin + temperature - low, 0.5 * temperature - middle
 
