@@ -205,7 +205,7 @@ for projection, run in runs.items():
 # For $k = 1$ there is the Gumbel trick: the largest of $x_i + g_i$ with Gumbel noise is a sample of $\mathrm{softmax}(x)$. For $k$-subsets one wants
 # noise whose *sum over $k$ entries* is Gumbel distributed. `GumbelK(k)` is that noise, a sum of gamma variables:
 #
-# $$ \frac{\tau}{k}\Bigl(\sum_{i=1}^{m} \mathrm{Gamma}(1/k,\ \text{scale } k/i) - \log m\Bigr) . $$
+# $$ \frac{\tau}{k}\Bigl(\sum_{i=1}^{m} \mathrm{Gamma}(1/k,\ \text{scale } k/i) - (H_m - 0.5772\ldots)\Bigr) , \qquad H_m = \sum_{i=1}^m \tfrac{1}{i} . $$
 #
 # Mind the scale: in $k/i$ the terms shrink. Some published codes have its reciprocal $i/k$, and sums that grow with $m$.
 
@@ -227,7 +227,7 @@ for name, values in (("GumbelK(5)", sums), ("reciprocal", wrong)):
     print(f"{name:11} mean {values.mean().item():6.3f} (Gumbel: 0.577), deviation {values.std().item():.3f} (Gumbel: 1.283)")
 
 # %% [markdown]
-# Ten terms leave the mean a twentieth too large. All entries share that, so no choice is changed.
+# The mean is right for any $m$; ten terms leave out a twentieth of the variance.
 #
 # A layer with noise is a sampler in training, and deterministic in evaluation. `samples=` draws several at once:
 

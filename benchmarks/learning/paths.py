@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,29 +66,22 @@ def supervised(layer: nn.Module, batch: Batch) -> Tensor:
     return (layer(batch.predicted) - batch.truth).square().sum()
 
 
-class ClippedPath(ShortestPath):
-    """Costs that noise or a margin has made negative count as zero; without this they are an error."""
-
-    def solve_one(self, weights: Any, sense: str) -> Any:
-        return super().solve_one(np.maximum(weights, 0), sense)
-
-
 def identity(projection: str | None = None, **options: float) -> Callable[[], nn.Module]:
-    return lambda: IdentitySolver(ClippedPath(), "min", projection, **options)
+    return lambda: IdentitySolver(ShortestPath(), "min", projection, **options)
 
 
 ESTIMATORS: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "identity": (identity(), hamming),
     "identity, scale": (identity("scale"), hamming),
-    "blackbox, λ = 1": (lambda: BlackboxSolver(ClippedPath(), "min", strength=1.0), hamming),
-    "blackbox, λ = 10": (lambda: BlackboxSolver(ClippedPath(), "min", strength=10.0), hamming),
+    "blackbox, λ = 1": (lambda: BlackboxSolver(ShortestPath(), "min", strength=1.0), hamming),
+    "blackbox, λ = 10": (lambda: BlackboxSolver(ShortestPath(), "min", strength=10.0), hamming),
     "identity, squared loss": (identity(), squared),
     "identity, noise 0.5, squared loss": (identity(noise=0.5), squared),
     "identity, margin 1, squared loss": (identity(margin=1.0), squared),
     "identity, scale, squared loss": (identity("scale"), squared),
     "identity, scale, noise 0.003, squared loss": (identity("scale", noise=0.003), squared),
     "identity, scale, margin 0.01, squared loss": (identity("scale", margin=0.01), squared),
-    "Fenchel–Young loss, 2 samples": (lambda: FenchelYoungLoss(ClippedPath(), "min", deviation=0.1, samples=2), fenchel_young),
+    "Fenchel–Young loss, 2 samples": (lambda: FenchelYoungLoss(ShortestPath(), "min", deviation=0.1, samples=2), fenchel_young),
     "supervised by costs": (nn.Identity, supervised),
 }
 

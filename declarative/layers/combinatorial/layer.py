@@ -14,7 +14,7 @@ from declarative.layers.combinatorial.noise import Noise, Normal
 from declarative.layers.combinatorial.solvers import Combinatorial, Function
 from declarative.layers.combinatorial.top_k import TopK, top_k
 from declarative.layers.formula import Formula, solved
-from declarative.layers.projection import Projection, QuadraticSurrogate, named, sign_of
+from declarative.layers.projection import Projection, QuadraticSurrogate, centred, named, sign_of
 from declarative.layers.topk.reading import K, check_finite, read
 from declarative.transforms import uncompiled
 
@@ -134,11 +134,13 @@ class IdentitySolver(SolverLayer):
 
     Args:
         solver: `TopK(k)`, `Ranking()`, `Assignment()`, `ShortestPath()`, `SpanningTree(edges)`, `Function(...)`, or a function of one instance, an array.
+            A solver in torch, for whole batches on any device, is a subclass of `Combinatorial`.
         sense: whether the solver maximises or minimises ⟨ω, y⟩.
         projection: None, "centre", "scale" or "standardise"; centring for matching is by row and column.
         margin: in training, with a target y*: weights are made worse by margin/2 where y* = 1 and better by as much where it is 0, so that the target
             must win by a margin.
-        noise: in training: standard deviation of normal noise added to the (projected) weights.
+        noise: in training: standard deviation of normal noise added to the (projected) weights. Margin and noise change y alone: where the loss is
+            linear in y, as the Hamming distance is, its gradient does not see them; (y − y*)² has the same values and does.
 
     Shapes:
         weights (…, *event) with the solver's event: (n,) for top-k, ranking and trees (edges), (n, m) for assignment, (h, w) for paths. y as weights.
@@ -249,7 +251,7 @@ class IdentityTopK(nn.Module):
     def __init__(self, k: K, projection: str | None = "standardise", noise: Noise | None = None, *, ties: str = "first", dim: int = -1) -> None:
         super().__init__()
         TopK(k, ties)
-        named(projection, _mean_free, "")
+        named(projection, centred, "")
         if noise is not None and not isinstance(noise, Noise):
             raise TypeError(f"IdentityTopK: noise must be an object such as GumbelK(k), got {noise!r}")
         if isinstance(k, Tensor):
@@ -289,7 +291,7 @@ class IdentityTopK(nn.Module):
         def find(flat: Tensor) -> Tensor:
             return top_k(flat, given.k, self.ties, generator)
 
-        return given.shaped(solved(IdentityStep(find, named(self.projection, _mean_free, ""), 1.0, fixed), x)[0])
+        return given.shaped(solved(IdentityStep(find, named(self.projection, centred, ""), 1.0, fixed), x)[0])
 
     @property
     def surrogate(self) -> QuadraticSurrogate:
@@ -308,7 +310,3 @@ def repeated(weights: Any, samples: Any) -> Tensor:
     if not isinstance(weights, Tensor):
         raise TypeError(f"a floating tensor is needed, got {type(weights).__name__}")
     return weights.unsqueeze(0).expand(samples, *weights.shape)
-
-
-def _mean_free(flat: Tensor) -> Tensor:
-    return flat - flat.mean(1, keepdim=True)

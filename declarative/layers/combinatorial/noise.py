@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+_EULER = 0.5772156649015329
+
 
 class Noise(ABC):
     """Independent noise for each weight."""
@@ -41,12 +43,13 @@ class Gumbel(Noise):
 class GumbelK(Noise):
     """Sum-of-gamma noise: the sum over k entries is Gumbel distributed with scale τ, so that top-k of perturbed logits samples k-hot vectors.
 
-        (τ/k) (Σ_{i=1}^m Gamma(1/k, scale k/i) − log m)
+        (τ/k) (Σ_{i=1}^m Gamma(1/k, scale k/i) − (H_m − 0.5772…)),      H_m = 1 + 1/2 + … + 1/m
 
     The odds of two subsets are then those of the exponential family where they have no entry in common; those that have share its noise, so that the
     likeliest subsets come up more often than in the family.
 
-    k = 1 with many terms is Gumbel noise. Some published codes have the reciprocal scale, i/k: then the sum has the wrong distribution.
+    k = 1 with many terms is Gumbel noise. In the paper log m stands for what is subtracted, its limit; so the mean is right for any m. Some published codes
+    have the reciprocal scale, i/k: then the sum has the wrong distribution.
 
     Args:
         k: how many entries are summed, a positive int.
@@ -68,7 +71,8 @@ class GumbelK(Noise):
         for i in range(1, self.terms + 1):
             # torch.distributions has no generator; what it calls has
             total += torch._standard_gamma(shape, generator=generator) * (self.k / i)  # pyright: ignore[reportPrivateImportUsage]
-        return (self.temperature / self.k) * (total - math.log(self.terms))
+        mean = math.fsum(1 / i for i in range(1, self.terms + 1))
+        return (self.temperature / self.k) * (total - mean + _EULER)
 
 
 class Normal(Noise):
