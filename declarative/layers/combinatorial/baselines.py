@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from declarative.layers.combinatorial.layer import IdentityStep, Read, SolverLayer, repeated
+from declarative.layers.combinatorial.base import Read, SolverLayer, repeated
+from declarative.layers.combinatorial.identity import IdentityStep
 from declarative.layers.combinatorial.noise import Noise, Normal, _scale
 from declarative.layers.combinatorial.solvers import Combinatorial
 from declarative.layers.combinatorial.top_k import top_k
