@@ -4,7 +4,8 @@
     scale         z = ω/‖ω‖                                               J = (I − zzᵀ)/‖ω‖
     standardise   z = Pω/‖Pω‖                                             J = (P − zzᵀ)/‖Pω‖
 
-All three Jacobians are symmetric, so that one product serves both modes. Where the norm is zero, but for rounding, z and J are zero.
+All three Jacobians are symmetric, so that one product serves both modes. Where the norm is zero, but for rounding (less than 4 eps √n times the
+size of the entries), z and J are zero.
 """
 
 from __future__ import annotations
@@ -73,16 +74,16 @@ class Projection:
         along = (direction * moved).sum(1, keepdim=True) * inverse * inverse
         if is_differentiated(weights, vector):
             return torch.addcmul(moved, direction, along, value=-1) * inverse
-        if moved is vector:
+        if self.centre is not centred:  # what somebody else's centring returns may be the vector itself, or a view of it
             return torch.mul(torch.addcmul(moved, direction, along, value=-1), inverse, out=out)
         return torch.mul(moved.addcmul_(direction, along, value=-1), inverse, out=out)
 
-    @staticmethod
-    def _inverse_norm(weights: Tensor, moved: Tensor) -> Tensor:
+    def _inverse_norm(self, weights: Tensor, moved: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(moved.detach(), dim=1, keepdim=True)
         # Rounding of a constant row is of the size of any of its entries; where the first is an outlier, it is in the norm, too.
-        floor = _ROUNDING * torch.finfo(norm.dtype).eps * weights.shape[1] ** 0.5 * weights[:, :1].detach().abs()
-        there = norm > (floor if moved is not weights else 0.0)
+        size = weights[:, :1].detach().abs() if self.centre is centred else weights.detach().abs().amax(1, keepdim=True)
+        floor = _ROUNDING * torch.finfo(norm.dtype).eps * weights.shape[1] ** 0.5 * size
+        there = norm > (0.0 if self.centre is None else floor)
         if is_differentiated(moved):
             # The norm has no derivative at zero: nothing must flow through it there.
             norm = torch.linalg.vector_norm(torch.where(there, moved, 1.0), dim=1, keepdim=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ class Read:
     lead: tuple[int, ...]
     event: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def frame(self) -> Read:
+        """The same without the weights, for what outlives the call: a graph would keep them."""
+        return replace(self, flat=self.flat.new_empty(0))
 
     def instances(self, flat: Tensor) -> Tensor:
         """(b', n) as (b', *event)."""

@@ -64,11 +64,12 @@ class BlackboxSolver(SolverLayer):
     def forward(self, weights: Tensor) -> Tensor:
         """y, of the weights' shape."""
         given = self._read(weights)
-        return given.shaped(solved(_Interpolation(lambda w: self._solve(given, w), self.solver.admissible, self.strength, self.sign), given.flat)[0])
+        frame = given.frame
+        return given.shaped(solved(_Interpolation(lambda w: self._solve(frame, w), self.solver.admissible, self.strength, self.sign), given.flat)[0])
 
 
 class ImplicitMLE(SolverLayer):
-    """Perturb and MAP: y = argmax ⟨ω + ε, y⟩ with ω̄ = (y(ω + ε) − y(ω − λv + ε))/λ, the same noise in both. One more solve.
+    """Perturb and MAP: y = argmax ⟨ω + ε, y⟩ (argmin ⟨ω − ε, y⟩) with ω̄ = (y(ω + ε) − y(ω − λv + ε))/λ, the same noise in both. One more solve.
 
     Args:
         solver, sense: as in `IdentitySolver`.
@@ -88,12 +89,12 @@ class ImplicitMLE(SolverLayer):
     def forward(self, weights: Tensor, *, sample: bool | None = None, samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """y, of the weights' shape; with `samples=S` S of them, as a new first dimension. `sample` overrides whether there is noise."""
         given = self._read(weights if samples is None else repeated(weights, samples))
-        flat, noisy = given.flat, self.training if sample is None else sample
+        frame, flat, noisy = given.frame, given.flat, self.training if sample is None else sample
         if noisy:
-            flat = flat + self.noise.sample(flat.detach(), generator)
+            flat = flat + self.sign * self.noise.sample(flat.detach(), generator)  # −ω + ε is perturbed where −ω is maximised
 
         def find(w: Tensor) -> Tensor:
-            return self._solve(given, self.solver.admissible(w) if noisy else w)
+            return self._solve(frame, self.solver.admissible(w) if noisy else w)
 
         return given.shaped(solved(_Interpolation(find, self.solver.admissible, self.strength, self.sign), flat)[0])
 
@@ -138,6 +139,8 @@ class PerturbedSolver(SolverLayer):
         deviation: σ > 0.
         samples: how many draws; 2 or more.
 
+    Its gradient can be taken once: y counts as a constant in it. Draws are made in evaluation, too. No vmap.
+
     Source: Berthet, Blondel, Teboul, Cuturi, Vert & Bach, "Learning with differentiable perturbed optimizers", NeurIPS 2020.
     """
 
@@ -156,7 +159,8 @@ class PerturbedSolver(SolverLayer):
     def forward(self, weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """ȳ, of the weights' shape."""
         given = self._read(weights)
-        call = _Perturbed(lambda w: self._solve(given, self.solver.admissible(w)), self.deviation, self._noise(given, generator))
+        frame = given.frame
+        call = _Perturbed(lambda w: self._solve(frame, self.solver.admissible(w)), self.deviation, self._noise(given, generator))
         return given.shaped(solved(call, given.flat)[0])
 
 
@@ -168,6 +172,8 @@ class FenchelYoungLoss(PerturbedSolver):
 
     Shapes:
         weights and target (…, *event) -> (…).
+
+    Its gradient can be taken once: its second derivative comes out as zero.
 
     Source: Berthet et al., 2020; Blondel, Martins & Niculae, "Learning with Fenchel–Young losses", JMLR 2020.
     """

@@ -119,17 +119,17 @@ class IdentitySolver(SolverLayer):
         """
         given = self._read(weights)
         projection = self._projection(given.event)
-        worse = self._worse(given, target)
+        worse, frame = self._worse(given, target), given.frame
 
         def find(flat: Tensor, *worse: Tensor) -> Tensor:
             check_finite(flat, "weights")
             z = projection.apply(flat)
             for change in worse:
                 check_finite(change, "target")
-                z = given.solver.admissible(z - self.sign * change)
+                z = frame.solver.admissible(z - self.sign * change)
             if self.training and self.noise:
-                z = given.solver.admissible(z + Normal(self.noise).sample(z, generator))
-            return self._solve(given, z)
+                z = frame.solver.admissible(z + Normal(self.noise).sample(z, generator))
+            return self._solve(frame, z)
 
         tensors = (given.flat,) if worse is None else (given.flat, worse)
         return given.shaped(solved(IdentityStep(find, projection, self.sign), *tensors)[0])

@@ -82,8 +82,10 @@ class IdentityTopK(nn.Module):
         else:
             fixed = (given.k == 0) | (given.k == n)
 
+        counts = given.k
+
         def find(flat: Tensor) -> Tensor:
-            return top_k(flat, given.k, self.ties, generator)
+            return top_k(flat, counts, self.ties, generator)
 
         return given.shaped(solved(IdentityStep(find, named(self.projection, centred, ""), 1.0, fixed), x)[0])
 

@@ -16,7 +16,7 @@ class TopK(Combinatorial):
 
     Args:
         k: an int, or an integer tensor that broadcasts with the leading dimensions.
-        ties: which of equal weights are taken where not all can be: the "first", or "random" ones.
+        ties: which of equal weights are taken where not all can be: the "first", or "random" ones (by torch's global generator).
 
     Example:
         >>> IdentitySolver(TopK(2), projection="standardise")(torch.tensor([0.3, 0.9, 0.1, 0.9]))

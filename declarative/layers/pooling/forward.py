@@ -22,6 +22,8 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
     if not bool(finite.all()):
         cloud = replace(cloud, x=torch.where(finite[:, None, None], cloud.x, 0.0))
         centre = torch.where(finite.unsqueeze(1), centre, torch.nan)
+    if init is not None:  # a start is no more than that
+        init = torch.where(torch.isfinite(init).all(1, keepdim=True), init, centre.nan_to_num())
     if cloud.penalty.is_quadratic(*cloud.values):
         return _mean(cloud, centre, finite)
     found, tied = _best(cloud, restarts, init, tolerance, max_iterations)
@@ -29,6 +31,7 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
         _finish(cloud, found, coarse & (found.mass > 0))
     status = torch.where(found.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(found.mass > 0, status, int(Status.NO_INLIERS))
+    status = torch.where(torch.isnan(found.mass), int(Status.NON_FINITE), status)
     if not cloud.penalty.concave:
         # A penalty of one's own may fall somewhere, and push: what is left then is no minimum, and most often far away.
         status = torch.where((found.mass < 0) & ~(found.stationarity <= tolerance), int(Status.UNBOUNDED), status)

@@ -60,7 +60,8 @@ class RobustPooling(StatedPooling):
         dims: the dimensions to pool; the last one that stays is the channel. None: all after the channel in torch's layout, (C, N) or (b, C, N…).
             `RobustPooling(dims=(-2, -1), keepdim=True)` takes the place of `nn.AdaptiveAvgPool2d(1)`; more leading dimensions: dims=-1.
         keepdim: keep pooled dimensions, with size 1.
-        tolerance: of the gradient, relative to the size of its terms, ‖Σ wκ₁d‖ / Σ wκ₁‖d‖. None: 1e-10 in float64, 1e-6 in float32.
+        tolerance: of the gradient, relative to the size of its terms, ‖Σ wκ₁d‖ / Σ wκ₁‖d‖. None: 1e-10 in float64, 1e-6 in float32. (Finite
+            differences of the result, gradcheck's for one, want 1e-12.)
         max_iterations: of each descent.
         on_failure: what to do about samples where it stays above, where no point pulls (`Status.NO_INLIERS`, zero gradient) or
             where x is not finite (NaN): "warn" (a `SolverWarning`), "raise" a `SolverError`, or "nan".
@@ -132,7 +133,7 @@ class RobustPooling(StatedPooling):
             alpha: in place of the penalty's own first parameter.
             mask: (…, N…) bool, True where there is a point.
             init: one more start: a `Solution` of this layer, or u (…, C).
-            in_dims: as in every node, where the batch dimension is not the first; None for a single instance.
+            in_dims: as in every node, where the batch dimension is not the first; None for a single instance. That of x counts for the mask.
         """
         inputs = (x, weights, alpha)
         if self.vjp is None:  # a copy that is to do without the structure
@@ -201,6 +202,8 @@ class RobustPooling(StatedPooling):
         if _single(in_dims):
             inputs = tuple(x if x is None else x.unsqueeze(0) for x in inputs)
             mask = mask if mask is None else mask.unsqueeze(0)
+        elif isinstance(mask, Tensor) and (dim := in_dims if isinstance(in_dims, int) else in_dims[0] if in_dims else 0):
+            mask = mask.movedim(dim, 0)
         given = self._read(to_front(inputs, 0 if _single(in_dims) else in_dims), mask)
         self._refuse_captured(given)
         call, tensors = self._call(given, init)
@@ -271,7 +274,7 @@ class RobustPooling(StatedPooling):
             parts.append(f"{named}: {Status(kind).meaning}{more}")
         advice = {
             Status.NO_INLIERS: "raise the penalty's scale, or restarts",
-            Status.NON_FINITE: "check x",
+            Status.NON_FINITE: "check x, and that the penalty is smooth at s = 0",
             Status.MAX_ITERATIONS: "raise max_iterations or tolerance",
         }
         hints = [advice[kind] for kind in advice if bool((status == kind).any())]

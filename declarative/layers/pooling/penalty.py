@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -27,6 +28,9 @@ class Penalty(nn.Module):
         >>> class Student(Penalty):
         ...     def phi(self, s, nu): return torch.log1p(s / nu)
         >>> layer = RobustPooling(Student(nu=nn.Parameter(torch.tensor(3.0))))
+
+    A network that maps single numbers wants them in a last dimension of its own: a module whose `forward(s)` is
+    `self.network(s.unsqueeze(-1)).squeeze(-1)` may be given to the layer in place of a penalty.
     """
 
     convex: ClassVar[bool] = False
@@ -41,6 +45,10 @@ class Penalty(nn.Module):
     def __init__(self, **parameters: Value) -> None:
         super().__init__()
         self.names = tuple(parameters)
+        wanted = list(inspect.signature(self.phi).parameters.values())
+        if not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in wanted) and [p.name for p in wanted[1:]] != list(parameters):
+            names = ", ".join(p.name for p in wanted[1:]) or "no parameters"
+            raise TypeError(f"{type(self).__name__} must be given what its phi takes after s, by name and in this order: {names}; got {list(parameters)}")
         for name, value in parameters.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.layers.arguments import HALF
+from declarative.layers.arguments import HALF, fits
 from declarative.layers.pooling.cloud import Cloud
 from declarative.layers.pooling.penalty import Penalty, Value
 
@@ -57,7 +57,8 @@ class Read:
         """A start (…, C) as (b, C)."""
         if not isinstance(u, Tensor):
             raise TypeError(f"{name} must be a tensor {self.kept} or a Solution of this layer, got {type(u).__name__}")
-        if u.numel() != self.cloud.x.shape[0] * self.cloud.x.shape[1]:
+        shapes = (self.kept, tuple(self.shaped(self.cloud.x[:, :, 0].detach(), keepdim=True).shape))
+        if tuple(u.shape) not in shapes:
             raise ValueError(f"{name} must have shape {self.kept}, got {tuple(u.shape)}")
         return u.detach().to(self.cloud.x).reshape(self.cloud.x.shape[:2])
 
@@ -129,7 +130,7 @@ def _product(sizes: tuple[int, ...]) -> int:
 def _same_kind(name: str, value: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype != dtype:
+    if not fits(value, dtype, x.dtype):
         raise TypeError(f"{name} has dtype {value.dtype}, x has {dtype}; convert one of them")
     if value.device != x.device:
         raise ValueError(f"{name} is on {value.device}, x on {x.device}; move one of them")

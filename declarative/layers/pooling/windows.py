@@ -17,29 +17,34 @@ _TIED = 64  # rounding errors by which tied values may differ, for each point
 
 def best_windows(cloud: Cloud, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
     """The minimiser (b, 1) and the second best window's (b, 1): the same point where no other window is as good."""
-    x = cloud.x.squeeze(1)
-    weights = torch.ones_like(x) if cloud.weights is None else cloud.weights
-    centre = cloud.centre()
-    x = x - centre
-    events = torch.cat([x - alpha, x + alpha], 1)
+    x = cloud.x.squeeze(1).double()
+    weights = torch.ones_like(x) if cloud.weights is None else cloud.weights.double()
+    reach = alpha.double() if isinstance(alpha, Tensor) else alpha
     # Those that enter come first at one place: a point on the boundary is inside.
-    order = events.argsort(dim=1, stable=True)
-    sign = torch.cat([weights, -weights], 1)
+    order = torch.cat([x - reach, x + reach], 1).argsort(dim=1, stable=True)
+    there = (weights > 0).to(x.dtype)
+    sign, step = (torch.cat([t, -t], 1).gather(1, order) for t in (weights, there))
+    count = step.cumsum(1)
+    # Each run of overlapping windows has an origin of its own, its first point: outliers far away would cost digits.
+    begins = (count - step == 0) & (step > 0)
+    begin = torch.where(begins, torch.arange(order.shape[1], device=x.device), 0).cummax(1).values
+    points = torch.cat([x, x], 1).gather(1, order)
+    origin = points.gather(1, begin)
+    local = torch.where((count > 0) | (step < 0), points - origin, 0.0)
 
     def running(values: Tensor) -> Tensor:
-        return (sign * torch.cat([values, values], 1)).gather(1, order).cumsum(1)
+        sums = (sign * values).cumsum(1)
+        return sums - (sums - sign * values).gather(1, begin)
 
-    inside = torch.cat([torch.ones_like(x), -torch.ones_like(x)], 1) * torch.cat([weights > 0, weights > 0], 1)
-    count = inside.gather(1, order).cumsum(1)
-    mass, first, second = running(torch.ones_like(x)), running(x), running(x * x)
+    mass, first, second = running(torch.ones_like(local)), running(local), running(local * local)
     filled = count > 0.5
-    mean = torch.where(filled, first / torch.where(filled & (mass > 0), mass, 1.0), 0.0)
-    gain = torch.where(filled, 0.5 * alpha**2 * mass - 0.5 * (second - mean * first), -torch.inf)
+    shift = torch.where(filled, first / torch.where(filled & (mass > 0), mass, 1.0), 0.0)
+    gain = torch.where(filled, 0.5 * reach**2 * mass - 0.5 * (second - shift * first), -torch.inf)
+    mean = shift + origin
     best = gain.argmax(1, keepdim=True)
     u = mean.gather(1, best)
-    eps = torch.finfo(x.dtype).eps
-    apart = (mean - u).abs() > eps**0.5 * alpha
-    size = 0.5 * alpha**2 * weights.sum(1, keepdim=True)
-    tied = apart & (gain >= gain.gather(1, best) - _TIED * eps * size)
+    eps = torch.finfo(cloud.x.dtype).eps
+    apart = (mean - u).abs() > eps**0.5 * reach
+    tied = apart & (gain >= gain.gather(1, best) - _TIED * eps * 0.5 * reach**2 * weights.sum(1, keepdim=True))
     other = torch.where(tied.any(1, keepdim=True), mean.gather(1, tied.to(x.dtype).argmax(1, keepdim=True)), u)
-    return u + centre, other + centre
+    return u.to(cloud.x.dtype), other.to(cloud.x.dtype)

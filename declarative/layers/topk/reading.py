@@ -126,4 +126,5 @@ def temperature_like(temperature: Any, logits: Any) -> Tensor | None:
     """The temperature of one call; a number counts as a tensor like the logits."""
     if temperature is None or isinstance(temperature, Tensor) or not isinstance(logits, Tensor):
         return temperature
-    return torch.full((), positive(temperature), dtype=logits.dtype, device=logits.device)
+    dtype = torch.float32 if logits.dtype in HALF else logits.dtype  # a number need not fit into half precision
+    return torch.full((), positive(temperature), dtype=dtype, device=logits.device)

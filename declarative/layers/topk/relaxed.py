@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverWarning, name_samples
-from declarative.layers.arguments import present, to_front
+from declarative.layers.arguments import fits, present, to_front
 from declarative.layers.formula import solved
 from declarative.layers.topk.reading import K, Read, check_finite, check_k, positive, read, reference_of, temperature_like
 from declarative.layers.topk.relaxation import Relaxation
@@ -122,7 +122,7 @@ class RelaxedTopK(DeclarativeNode):
         value = self.temperature if temperature is None else temperature
         if not isinstance(value, Tensor):
             return given, None
-        if value.dtype != given.dtype or value.device != given.x.device:
+        if not fits(value, given.dtype, given.x.dtype) or value.device != given.x.device:
             raise TypeError(f"temperature is {value.dtype} on {value.device}, the logits are {given.dtype} on {given.x.device}; convert one of them")
         try:
             return given, value.to(given.x.dtype).expand(given.lead).reshape(-1)
