@@ -85,11 +85,11 @@ def test_implicit_mle(solver, event, sense):
     sign = 1 if sense == "max" else -1
     for noise in (Gumbel(0.3), Normal(0.2), GumbelK(2, 0.5)):
         layer = ImplicitMLE(solver, sense, noise=noise, strength=3.0)
-        moved = w + noise.sample(w.flatten(1), generator(5)).reshape(w.shape)
-        y = plain(solver, sense, moved)
+        moved = w + sign * noise.sample(w.flatten(1), generator(5)).reshape(w.shape)
+        y = plain(solver, sense, solver.admissible(moved))
         assert torch.equal(layer(w, generator=generator(5)), y)
         # The same noise in both solves.
-        expected = sign * (y - plain(solver, sense, moved - sign * 3.0 * v)) / 3
+        expected = sign * (y - plain(solver, sense, solver.admissible(moved - sign * 3.0 * v))) / 3
         assert torch.allclose(gradient(layer, w, v, generator=generator(5)), expected, atol=1e-14)
         several = layer(w, samples=7, generator=generator(1))
         assert several.shape == (7, 4, *event)
