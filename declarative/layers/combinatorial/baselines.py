@@ -53,6 +53,17 @@ class BlackboxSolver(SolverLayer):
         solver, sense: as in `IdentitySolver`; for "min" ω̄ = (y(ω + λv) − y(ω))/λ.
         strength: λ > 0, the reach of the interpolation.
 
+    Shapes:
+        weights (…, *event) -> y (…, *event), as in `IdentitySolver`. Reverse mode alone, once.
+
+    Raises:
+        ValueError, TypeError: as `IdentitySolver`.
+
+    Example:
+        >>> w = torch.tensor([0.3, 0.9, 0.1], requires_grad=True)
+        >>> torch.autograd.grad(BlackboxSolver(TopK(1))(w), w, torch.tensor([0.0, 1.0, 0.0]))[0]
+        tensor([-1.,  1.,  0.])
+
     Source: Vlastelica, Paulus, Musil, Martius & Rolínek, "Differentiation of blackbox combinatorial solvers", ICLR 2020.
     """
 
@@ -75,6 +86,16 @@ class ImplicitMLE(SolverLayer):
         solver, sense: as in `IdentitySolver`.
         strength: λ > 0, the step to the target distribution.
         noise: `GumbelK(k)` for k-subsets, `Gumbel()`, `Normal()`. Added in training; in evaluation the layer is deterministic.
+
+    Shapes:
+        weights (…, *event) -> y (…, *event), with `samples=S` (S, …, *event). Reverse mode alone, once.
+
+    Raises:
+        ValueError, TypeError: as `IdentitySolver`.
+
+    Example:
+        >>> ImplicitMLE(TopK(2), noise=GumbelK(2)).eval()(torch.tensor([0.3, 0.9, 0.1]))
+        tensor([1., 1., 0.])
 
     Source: Niepert, Minervini & Franceschi, "Implicit MLE: backpropagating through discrete exponential family distributions", NeurIPS 2021.
     """
@@ -138,6 +159,15 @@ class PerturbedSolver(SolverLayer):
         solver, sense: as in `IdentitySolver`.
         deviation: σ > 0.
         samples: how many draws; 2 or more.
+
+    Shapes:
+        weights (…, *event) -> ȳ (…, *event).
+
+    Raises:
+        ValueError, TypeError: as `IdentitySolver`.
+
+    Example:
+        >>> soft = PerturbedSolver(TopK(2), deviation=0.5)(torch.tensor([0.3, 0.9, 0.1]))  # entries in [0, 1], sum 2
 
     Its gradient can be taken once: y counts as a constant in it. Draws are made in evaluation, too. No vmap.
 

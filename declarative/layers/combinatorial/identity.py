@@ -152,3 +152,7 @@ class IdentitySolver(SolverLayer):
 
     def _centre(self, event: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         return lambda flat: self.solver.centre(flat, event)
+
+    def extra_repr(self) -> str:
+        """For `print`."""
+        return f"{super().extra_repr()}, projection={self.projection!r}, margin={self.margin:g}, noise={self.noise:g}"

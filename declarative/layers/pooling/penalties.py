@@ -53,6 +53,8 @@ class PseudoHuber(_Scaled):
 
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
+
+    Source: Charbonnier et al., "Deterministic edge-preserving regularization in computed imaging", IEEE TIP 1997.
     """
 
     convex = True
@@ -78,6 +80,8 @@ class Huber(_Scaled):
 
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
+
+    Source: Huber, "Robust estimation of a location parameter", Annals of Mathematical Statistics 35, 1964.
     """
 
     convex = True
@@ -106,6 +110,8 @@ class Welsch(_Scaled):
 
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
+
+    Source: Dennis & Welsch, "Techniques for nonlinear least squares and robust regression", 1978; Leclerc, IJCV 1989.
     """
 
     def phi(self, s: Tensor, alpha: Value) -> Tensor:
@@ -132,6 +138,8 @@ class TruncatedQuadratic(_Scaled):
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter`. The pooled point is piecewise constant in α: its
             gradient is zero.
+
+    Source: Blake & Zisserman, "Visual reconstruction", MIT Press 1987.
     """
 
     def phi(self, s: Tensor, alpha: Value) -> Tensor:
@@ -155,6 +163,8 @@ class GemanMcClure(_Scaled):
 
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
+
+    Source: Geman & McClure, "Bayesian image analysis", Proc. ASA Statistical Computing Section, 1985.
     """
 
     def phi(self, s: Tensor, alpha: Value) -> Tensor:
@@ -175,6 +185,8 @@ class Cauchy(_Scaled):
 
     Args:
         alpha: α > 0, in units of x: a number, a tensor or a `torch.nn.Parameter` to be learned.
+
+    Source: Black & Anandan, "The robust estimation of multiple motions", CVIU 1996.
     """
 
     def phi(self, s: Tensor, alpha: Value) -> Tensor:

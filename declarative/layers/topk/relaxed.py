@@ -93,6 +93,11 @@ class RelaxedTopK(DeclarativeNode):
             return super().solution(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)
         return self._details((logits, temperature), k, in_dims)
 
+    def extra_repr(self) -> str:
+        """For `print`."""
+        learned = isinstance(self.temperature, nn.Parameter)
+        return f"k={self.k}, temperature={'learned' if learned else self.temperature}, dim={self.dim}"
+
     def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
         given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
         whole = self._given(to_front(inputs, in_dims), k)[0]
