@@ -9,7 +9,6 @@ along the direction of negative curvature.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -171,7 +170,7 @@ class _Search:
         # What rounding of u alone makes of the gradient is not asked for.
         converged = (stationarity <= self.tolerance) | (length <= 2 * self.eps * torch.linalg.vector_norm(trial.u, dim=1))
         everywhere, anywhere = bool(converged.all()), not self.convex and bool(converged.any())
-        wants = None if everywhere else self._slow(length, going) & ~converged
+        wants = None if everywhere else self._slow(length, stationarity, going) & ~converged
         going.step = going.reweighted = step
         going.length, going.newton, going.cautious = length, torch.zeros_like(converged), not self.concave
         stopped = converged
@@ -213,13 +212,14 @@ class _Search:
         going.escapes, going.cautious = going.escapes + escaped, True
         return escaped
 
-    def _slow(self, length: Tensor, going: _Going) -> Tensor:
+    def _slow(self, length: Tensor, stationarity: Tensor, going: _Going) -> Tensor:
         """(b,) whether reweighted steps would take longer than Newton's: from the rate at which their lengths shrink.
 
         Once a sample is on Newton's way, whose lengths shrink fast, it stays there.
         """
         rate = (length / going.length).clamp(1e-6, 0.999)
-        return going.newton | (torch.isfinite(going.length) & (math.log(self.tolerance) / rate.log() > self.worth))
+        left = (self.tolerance / stationarity).log() / rate.log()
+        return going.newton | (torch.isfinite(going.length) & (left > self.worth))
 
 
 def _eigen(trial: Candidate, rows: Tensor) -> tuple[Tensor, Tensor]:

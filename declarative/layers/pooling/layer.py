@@ -60,8 +60,8 @@ class RobustPooling(StatedPooling):
         dims: the dimensions to pool; the last one that stays is the channel. None: all after the channel in torch's layout, (C, N) or (b, C, N…).
             `RobustPooling(dims=(-2, -1), keepdim=True)` takes the place of `nn.AdaptiveAvgPool2d(1)`; more leading dimensions: dims=-1.
         keepdim: keep pooled dimensions, with size 1.
-        tolerance: of the gradient, relative to the size of its terms, ‖Σ wκ₁d‖ / Σ wκ₁‖d‖. None: 1e-10 in float64, 1e-6 in float32. (Finite
-            differences of the result, gradcheck's for one, want 1e-12.)
+        tolerance: of the gradient, relative to the size of its terms, ‖Σ wκ₁d‖ / Σ wκ₁‖d‖. None: 1e-12 in float64, so
+            that finite differences agree (gradcheck), 1e-6 in float32.
         max_iterations: of each descent.
         on_failure: what to do about samples where it stays above, where no point pulls (`Status.NO_INLIERS`, zero gradient) or
             where x is not finite (NaN): "warn" (a `SolverWarning`), "raise" a `SolverError`, or "nan".
@@ -212,7 +212,7 @@ class RobustPooling(StatedPooling):
     def _call(self, given: Read, init: Any, tight: bool = False) -> tuple[Pooling, tuple[Tensor, ...]]:
         cloud = given.cloud
         start = None if init is None else given.flat("init", init.y if isinstance(init, Solution) else init)
-        tolerance = self.tolerance or (1e-6 if cloud.x.dtype == torch.float32 else 1e-10)
+        tolerance = self.tolerance or (1e-6 if cloud.x.dtype == torch.float32 else 1e-12)
         tight = tight or bool(self.polish)
         if tight:
             tolerance = min(tolerance, 16 * torch.finfo(cloud.x.dtype).eps)
