@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 import benchmarks
-from benchmarks.report import Row, print_table, write_json
+from benchmarks.report import Row, check_names, open_console, print_table, write_json
 
 Suite = Callable[[bool], Iterator[Row]]
-# Printed where the output goes to a file, which has no width of its own.
-_WIDTH = 150
 
 
 def suites() -> dict[str, Suite]:
@@ -38,12 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--quick", action="store_true", help="a few runs of each row: shows that it works, times nothing well")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in known]
-    if unknown:
-        parser.error(f"no suite named {', '.join(unknown)}; there are {', '.join(known)}")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    check_names(parser, options.names, known, "suite")
+    console = open_console()
     torch.set_num_threads(2)
     everything: list[Row] = []
     for name in options.names or known:

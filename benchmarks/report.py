@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.timing import Comparison, Spread
+
+_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class Row:
     def met(self) -> bool | None:
         """Whether the target is reached; None without one."""
         return None if self.target is None else self.target.met(self.ratio, self.ours, self.agreement)
+
+
+def open_console() -> Console:
+    """The terminal, or a width to print with where the output goes to a file, which has none of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def check_names(parser: ArgumentParser, names: Iterable[str], known: Iterable[str], kind: str) -> None:
+    """The usage, and an exit, for names that are not known."""
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"no {kind} named {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def timed(suite: str, what: str, comparison: Comparison, target: Target | None = None, agreement: float | None = None, note: str = "") -> Row:

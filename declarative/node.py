@@ -27,7 +27,7 @@ from declarative.transforms import current_level, uncompiled
 from declarative.typing import Output
 
 InDims = int | None | tuple[int | None, ...]
-_HALF = (torch.float16, torch.bfloat16)  # computed in float32
+HALF = (torch.float16, torch.bfloat16)  # computed in float32
 
 
 class DeclarativeNode(nn.Module):
@@ -221,7 +221,7 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
     dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(inputs)
     if len(dims) != len(inputs):
         raise ValueError(f"{name}: in_dims has {len(dims)} entries for {len(inputs)} inputs; give one int or None for each")
-    moved = [_to_front(label, x, dim) for label, x, dim in zip(labels, inputs, dims, strict=True)]
+    moved = [to_front(label, x, dim) for label, x, dim in zip(labels, inputs, dims, strict=True)]
     single = all(dim is None for dim in dims)
     if single:
         moved, dims = [x.unsqueeze(0) for x in moved], (0,) * len(inputs)
@@ -231,7 +231,7 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
         raise ValueError(f"{name}: the batch sizes differ: {came}. Use in_dims=None for an input that the batch shares")
     names, lifted = lift(node)
     _check_lifted(name, names, lifted, moved[0])
-    half = moved[0].dtype if moved[0].dtype in _HALF else None
+    half = moved[0].dtype if moved[0].dtype in HALF else None
     if half is not None:
         moved = [x.float() for x in moved]
         lifted = tuple(t.float() if t.dtype == half else t for t in lifted)
@@ -264,7 +264,8 @@ def _check_lifted(name: str, names: tuple[tuple[str, ...], ...], lifted: tuple[T
             raise TypeError(f"{name}: parameter or buffer {label} is {tensor.dtype}, the inputs are {like.dtype}; convert the node with .to({like.dtype})")
 
 
-def _to_front(label: str, x: Tensor, dim: object) -> Tensor:
+def to_front(label: str, x: Tensor, dim: object) -> Tensor:
+    """x with this dimension first; None: as it is."""
     if dim is None:
         return x
     if not isinstance(dim, int) or isinstance(dim, bool):
@@ -291,7 +292,7 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
     for part in parts:
         if part.ndim == 0 or part.shape[0] != problem.batch:
             raise ValueError(f"{problem.name}: init must have the leading batch dimension {problem.batch}, got shape {tuple(part.shape)}")
-        if part.dtype != problem.like.dtype and part.dtype not in _HALF:
+        if part.dtype != problem.like.dtype and part.dtype not in HALF:
             raise TypeError(f"{problem.name}: init must have the dtype of the inputs, {problem.like.dtype}, got {part.dtype}; convert it")
     layout = Layout(tuple(tuple(part.shape[1:]) for part in parts), isinstance(y, tuple | list))
     _check_start(problem, parts, layout)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from benchmarks.learning import features, matching, paths, subset_vae
 from benchmarks.learning.experiment import Experiment, Row, measured
+from benchmarks.report import check_names, open_console
 
 EXPERIMENTS = {"subset_vae": subset_vae.EXPERIMENT, "matching": matching.EXPERIMENT, "features": features.EXPERIMENT, "paths": paths.EXPERIMENT}
-_WIDTH = 150  # where the output goes to a file, which has none of its own
 
 
 def print_table(experiment: Experiment, rows: Sequence[Row], seeds: int, console: Console) -> None:
@@ -40,14 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows, with learning curves, to this file")
     parser.add_argument("--quick", action="store_true", help="a few steps of training: shows that it works, teaches nothing")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in EXPERIMENTS]
-    if unknown:
-        parser.error(f"no experiment named {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    check_names(parser, options.names, EXPERIMENTS, "experiment")
     if options.seeds < 1:
         parser.error("--seeds must be 1 or more")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = open_console()
     torch.set_num_threads(1)  # models this small gain nothing from a second thread
     everything: list[Row] = []
     for name in options.names or EXPERIMENTS:

@@ -72,11 +72,10 @@ class Projection:
         direction = weights if self.centre is None else self.centre(weights)
         inverse = self._inverse_norm(weights, direction)
         along = (direction * moved).sum(1, keepdim=True) * inverse * inverse
-        if is_differentiated(weights, vector):
-            return torch.addcmul(moved, direction, along, value=-1) * inverse
-        if self.centre is not centred:  # what somebody else's centring returns may be the vector itself, or a view of it
-            return torch.mul(torch.addcmul(moved, direction, along, value=-1), inverse, out=out)
-        return torch.mul(moved.addcmul_(direction, along, value=-1), inverse, out=out)
+        # What somebody else's centring returns may be the vector itself, or a view of it.
+        own = self.centre is centred and not is_differentiated(weights, vector)
+        bent = moved.addcmul_(direction, along, value=-1) if own else torch.addcmul(moved, direction, along, value=-1)
+        return torch.mul(bent, inverse, out=out)
 
     def _inverse_norm(self, weights: Tensor, moved: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(moved.detach(), dim=1, keepdim=True)

@@ -17,6 +17,7 @@ from declarative.layers import (
     IdentitySolver,
     IdentityTopK,
     ImplicitMLE,
+    OptimalTransport,
     Penalty,
     RobustPooling,
     TopK,
@@ -35,6 +36,19 @@ def test_mask_follows_the_batch_dimension():
     x, mask = normal(2, 5, 5), (normal(5, 5, seed=1) < 0.5) | torch.eye(5).bool()
     layer = RobustPooling(Huber(1.0))
     torch.testing.assert_close(layer(x, mask=mask, in_dims=1), layer(x.movedim(1, 0), mask=mask.movedim(1, 0)))
+
+
+def test_mask_of_transport_follows_the_batch_dimension():
+    M, mask = normal(4, 4, 4), (normal(4, 4, 4, seed=1) < 0.5) | torch.eye(4).bool()
+    layer = OptimalTransport(2.0)
+    torch.testing.assert_close(layer(M, mask=mask, in_dims=1), layer(M.movedim(1, 0), mask=mask.movedim(1, 0)))
+
+
+def test_batch_dimensions_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"input 0 has shape \(3, 4\); in_dims asks for dimension 9"):
+        EntropicTopK(2)(normal(3, 4), in_dims=9)
+    with pytest.raises(TypeError, match="in_dims must be an int or None, got 'a'"):
+        RobustPooling()(normal(2, 3, 4), in_dims="a")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])

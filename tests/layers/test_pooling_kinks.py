@@ -1,7 +1,5 @@
 """The pooling layer's derivative where it is one-sided, where H is singular, and where no point pulls."""
 
-import math
-
 import pytest
 import torch
 
@@ -9,21 +7,9 @@ from declarative import SolverWarning, Status
 from declarative.differentiation import Implicit
 from declarative.errors import IrregularPointError
 from declarative.layers import RobustPooling
-from declarative.layers.pooling import Barron, Cauchy, GemanMcClure, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
+from declarative.layers.pooling import Huber, PseudoHuber, TruncatedQuadratic
 from problems.robust_pooling import one_cluster
-
-F64 = torch.float64
-TIGHT = 1e-14
-ALL = (
-    Quadratic(),
-    PseudoHuber(0.8),
-    Huber(0.8),
-    Welsch(1.4),
-    TruncatedQuadratic(2.5),
-    GemanMcClure(2.0),
-    Cauchy(0.8),
-    *(Barron(shape, 1.2) for shape in (2.0, 0.0, -math.inf)),
-)
+from tests.layers.test_pooling_derivatives import ALL, F64, TIGHT
 
 
 def tracked(*tensors):

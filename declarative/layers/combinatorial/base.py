@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from declarative.layers.arguments import HALF
+from declarative.layers.arguments import positive_int
 from declarative.layers.combinatorial.solvers import Combinatorial, Function
 from declarative.layers.projection import sign_of
 from declarative.layers.topk.reading import check_finite
+from declarative.node import HALF
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,7 @@ class SolverLayer(nn.Module):
 
 def repeated(weights: Any, samples: Any) -> Tensor:
     """As many views of the weights, along a new first dimension."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a positive int, got {samples!r}")
+    positive_int("samples", samples)
     if not isinstance(weights, Tensor):
         raise TypeError(f"a floating tensor is needed, got {type(weights).__name__}")
     return weights.unsqueeze(0).expand(samples, *weights.shape)

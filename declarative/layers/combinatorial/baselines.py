@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from declarative.layers.arguments import positive_number
 from declarative.layers.combinatorial.base import Read, SolverLayer, repeated
 from declarative.layers.combinatorial.identity import IdentityStep
-from declarative.layers.combinatorial.noise import Noise, Normal, _scale
+from declarative.layers.combinatorial.noise import Noise, Normal
 from declarative.layers.combinatorial.solvers import Combinatorial
 from declarative.layers.combinatorial.top_k import top_k
 from declarative.layers.formula import Formula, solved
@@ -69,7 +70,7 @@ class BlackboxSolver(SolverLayer):
 
     def __init__(self, solver: Combinatorial | Callable[[Any], Any], sense: str = "max", *, strength: float = 1.0) -> None:
         super().__init__(solver, sense)
-        self.strength = _scale("BlackboxSolver: strength", strength)
+        self.strength = positive_number("BlackboxSolver: strength", strength)
 
     @uncompiled
     def forward(self, weights: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class ImplicitMLE(SolverLayer):
         super().__init__(solver, sense)
         if not isinstance(noise, Noise):
             raise TypeError(f"ImplicitMLE: noise must be an object such as GumbelK(k), got {noise!r}")
-        self.noise, self.strength = noise, _scale("ImplicitMLE: strength", strength)
+        self.noise, self.strength = noise, positive_number("ImplicitMLE: strength", strength)
 
     @uncompiled
     def forward(self, weights: Tensor, *, sample: bool | None = None, samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -176,7 +177,7 @@ class PerturbedSolver(SolverLayer):
 
     def __init__(self, solver: Combinatorial | Callable[[Any], Any], sense: str = "max", *, deviation: float = 1.0, samples: int = 100) -> None:
         super().__init__(solver, sense)
-        self.deviation = _scale(f"{type(self).__name__}: deviation", deviation)
+        self.deviation = positive_number(f"{type(self).__name__}: deviation", deviation)
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"{type(self).__name__}: samples must be an int, 2 or more, got {samples!r}")
         self.samples = samples

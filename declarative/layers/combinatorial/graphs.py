@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,16 +50,8 @@ class ShortestPath(OnCPU):
         if weights.min() < 0:
             raise ValueError(f"ShortestPath needs costs that are not negative, got {weights.min():g} among them; pass them through softplus or abs")
         h, w = weights.shape
-        cell = np.arange(h * w).reshape(h, w)
-        steps = [(0, 1), (1, 0), (0, -1), (-1, 0)] + ([(1, 1), (1, -1), (-1, 1), (-1, -1)] if self.diagonal else [])
-        sources, targets = [], []
-        for down, right in steps:
-            rows, columns = slice(max(0, -down), h - max(0, down)), slice(max(0, -right), w - max(0, right))
-            sources.append(cell[rows, columns].ravel())
-            targets.append(cell[max(0, down) : h + min(0, down), max(0, right) : w + min(0, right)].ravel())
-        start, end = np.concatenate(sources), np.concatenate(targets)
-        # A stored zero would be no edge.
-        # Relative to the largest no sum can overflow.
+        start, end = _steps(h, w, self.diagonal)
+        # Relative to the largest no sum can overflow; a stored zero would be no edge.
         costs = np.maximum(weights.ravel()[end] / (weights.max() or 1.0), np.finfo(float).tiny)
         graph = csr_array((costs, (start, end)), shape=(h * w, h * w))
         before = dijkstra(graph, indices=0, return_predecessors=True)[1]
@@ -66,6 +59,19 @@ class ShortestPath(OnCPU):
         while at >= 0:
             y[at], at = 1.0, before[at]
         return y.reshape(h, w)
+
+
+@lru_cache(maxsize=8)
+def _steps(h: int, w: int, diagonal: bool) -> tuple[Any, Any]:
+    """From which cell to which one may step, in a grid of this size: the same for every instance."""
+    cell = np.arange(h * w).reshape(h, w)
+    steps = [(0, 1), (1, 0), (0, -1), (-1, 0)] + ([(1, 1), (1, -1), (-1, 1), (-1, -1)] if diagonal else [])
+    sources, targets = [], []
+    for down, right in steps:
+        rows, columns = slice(max(0, -down), h - max(0, down)), slice(max(0, -right), w - max(0, right))
+        sources.append(cell[rows, columns].ravel())
+        targets.append(cell[max(0, down) : h + min(0, down), max(0, right) : w + min(0, right)].ravel())
+    return np.concatenate(sources), np.concatenate(targets)
 
 
 class SpanningTree(OnCPU):

@@ -14,7 +14,7 @@ from declarative.layers.combinatorial.noise import Normal
 from declarative.layers.combinatorial.solvers import Combinatorial
 from declarative.layers.formula import Formula, solved
 from declarative.layers.projection import Projection, named
-from declarative.layers.topk.reading import check_finite
+from declarative.layers.topk.reading import check_finite, for_batch
 from declarative.transforms import uncompiled
 
 
@@ -47,8 +47,7 @@ class IdentityStep(Formula):
             product = -product
         if self.fixed is None:
             return product
-        fixed = self.fixed if self.fixed.shape[0] == product.shape[0] else self.fixed.repeat(product.shape[0] // self.fixed.shape[0])
-        return torch.where(fixed.unsqueeze(1), 0.0, product)
+        return torch.where(for_batch(self.fixed, product.shape[0]).unsqueeze(1), 0.0, product)
 
     def pull_back(self, operands: Sequence[Tensor], cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         return self._moved(operands[0], torch.as_tensor(cotangents[0])), *[None] * (len(wanted) - 1)

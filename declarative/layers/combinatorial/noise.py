@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from declarative.layers.arguments import positive_int, positive_number
+
 _EULER = 0.5772156649015329
 
 
@@ -19,12 +21,6 @@ class Noise(ABC):
         """Noise of the shape, dtype and device of `like`."""
 
 
-def _scale(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return float(value)
-
-
 class Gumbel(Noise):
     """τ (−log E), E exponential: the largest of n perturbed logits is then a sample of softmax(logits/τ).
 
@@ -33,7 +29,7 @@ class Gumbel(Noise):
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = _scale("Gumbel: temperature", temperature)
+        self.temperature = positive_number("Gumbel: temperature", temperature)
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         exponential = torch.empty_like(like, requires_grad=False, memory_format=torch.contiguous_format).exponential_(generator=generator)
@@ -60,10 +56,8 @@ class GumbelK(Noise):
     """
 
     def __init__(self, k: int, temperature: float = 1.0, terms: int = 10) -> None:
-        for name, value in (("k", k), ("terms", terms)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"GumbelK: {name} must be a positive int, got {value!r}")
-        self.k, self.temperature, self.terms = k, _scale("GumbelK: temperature", temperature), terms
+        self.k, self.terms = positive_int("GumbelK: k", k), positive_int("GumbelK: terms", terms)
+        self.temperature = positive_number("GumbelK: temperature", temperature)
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         total = torch.zeros_like(like, requires_grad=False)
@@ -83,7 +77,7 @@ class Normal(Noise):
     """
 
     def __init__(self, deviation: float = 1.0) -> None:
-        self.deviation = _scale("Normal: deviation", deviation)
+        self.deviation = positive_number("Normal: deviation", deviation)
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.deviation * torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

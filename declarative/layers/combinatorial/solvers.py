@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from declarative.layers.arguments import positive_int
 from declarative.layers.projection import centred
 
 
@@ -57,9 +58,7 @@ class OnCPU(Combinatorial):
     """
 
     def __init__(self, workers: int = 1) -> None:
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise ValueError(f"workers must be a positive int, got {workers!r}")
-        self.workers = workers
+        self.workers = positive_int("workers", workers)
 
     @abstractmethod
     def solve_one(self, weights: Any, sense: str) -> Any:
@@ -168,10 +167,8 @@ class Function(OnCPU):
         super().__init__(workers)
         if not callable(function):
             raise TypeError(f"Function: function must map an array to an array, got {function!r}")
-        if isinstance(event_dims, bool) or not isinstance(event_dims, int) or event_dims < 1:
-            raise ValueError(f"Function: event_dims must be a positive int, got {event_dims!r}")
         self.function, self.feasible = function, feasible
-        self.event_dims = event_dims
+        self.event_dims = positive_int("Function: event_dims", event_dims)
         if not constant_sum:
             self.why_not_centre = "nothing says that all solutions have the same sum; pass Function(..., constant_sum=True) if they do"
 

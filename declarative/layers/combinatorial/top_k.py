@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from declarative.layers.combinatorial.solvers import Combinatorial
-from declarative.layers.topk.reading import K, check_finite, check_k, counted
+from declarative.layers.topk.reading import K, check_finite, check_k, counted, for_batch, largest
 
 TIES = ("first", "random")
 
@@ -48,9 +48,8 @@ def top_k(scores: Tensor, k: K, ties: str, generator: torch.Generator | None = N
     boundary are sorted.
     """
     batch, n = scores.shape
-    if isinstance(k, Tensor) and k.numel() != batch:  # several of each sample, or folded by vmap
-        k = k.reshape(-1).repeat(batch // max(1, k.numel()))
-    most = k if isinstance(k, int) else int(k.max()) if k.numel() else 0
+    k = k if isinstance(k, int) else for_batch(k, batch)
+    most = largest(k)
     result = torch.zeros_like(scores)
     if not batch:
         return result

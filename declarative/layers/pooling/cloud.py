@@ -34,8 +34,10 @@ class Cloud:
         return Cloud(self.x[index], weights, self.penalty, tuple(v[index] if isinstance(v, Tensor) and not own else v for v in self.values))
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Times the weights."""
-        return values if self.weights is None else values * self.weights
+        """Numbers for each point (b, N), or (b, S, N) for several places, times the weights."""
+        if self.weights is None:
+            return values
+        return values * (self.weights if values.ndim == 2 else self.weights.unsqueeze(1))
 
     def centre(self) -> Tensor:
         """(b, C) the weighted mean; 0 without weight."""

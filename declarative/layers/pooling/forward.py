@@ -16,7 +16,7 @@ from declarative.solution import Status
 
 
 def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max_iterations: int) -> tuple[Tensor, ...]:
-    """u (b, C), stationarity, iterations, status and whether another point is as good (b,)."""
+    """u (b, C), stationarity, iterations, whether another point is as good, and status (b,)."""
     centre = cloud.centre()
     finite = torch.isfinite(centre).all(1)
     if not bool(finite.all()):
@@ -26,7 +26,7 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
         init = torch.where(torch.isfinite(init).all(1, keepdim=True), init, centre.nan_to_num())
     if cloud.penalty.is_quadratic(*cloud.values):
         return _mean(cloud, centre, finite)
-    found, tied = _best(cloud, restarts, init, tolerance, max_iterations)
+    found, tied = _best(cloud, torch.where(finite.unsqueeze(1), centre, 0.0), restarts, init, tolerance, max_iterations)
     if bool((coarse := found.converged & (found.stationarity > tolerance)).any()):
         _finish(cloud, found, coarse & (found.mass > 0))
     status = torch.where(found.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
@@ -36,10 +36,10 @@ def find(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max
         # A penalty of one's own may fall somewhere, and push: what is left then is no minimum, and most often far away.
         status = torch.where((found.mass < 0) & ~(found.stationarity <= tolerance), int(Status.UNBOUNDED), status)
     if bool(finite.all()):
-        return found.u, found.stationarity, found.iterations, status, tied
+        return found.u, found.stationarity, found.iterations, tied, status
     status = torch.where(finite, status, int(Status.NON_FINITE))
     lost = torch.where(finite, 0.0, torch.nan).to(found.u.dtype)
-    return found.u + lost.unsqueeze(1), found.stationarity + lost, found.iterations, status, tied & finite
+    return found.u + lost.unsqueeze(1), found.stationarity + lost, found.iterations, tied & finite, status
 
 
 def _finish(cloud: Cloud, found: Found, coarse: Tensor) -> None:
@@ -58,19 +58,19 @@ def _mean(cloud: Cloud, centre: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
     status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
     if cloud.weights is not None:
         status = torch.where(finite & (cloud.weights.sum(1) == 0), int(Status.NO_INLIERS), status)
-    return centre, centre.new_zeros(centre.shape[0]), none.long(), status, none
+    return centre, centre.new_zeros(centre.shape[0]), none.long(), none, status
 
 
-def _best(cloud: Cloud, restarts: int, init: Tensor | None, tolerance: float, max_iterations: int) -> tuple[Found, Tensor]:
+def _best(cloud: Cloud, centre: Tensor, restarts: int, init: Tensor | None, tolerance: float, max_iterations: int) -> tuple[Found, Tensor]:
     batch, channels, _ = cloud.x.shape
     untied = torch.zeros(batch, dtype=torch.bool, device=cloud.x.device)
     if not batch or cloud.penalty.is_convex(*cloud.values):
-        return descend(cloud, cloud.centre() if init is None else init, tolerance, max_iterations), untied
+        return descend(cloud, centre if init is None else init, tolerance, max_iterations), untied
     if channels == 1 and type(cloud.penalty) is TruncatedQuadratic:
         best, other = best_windows(cloud, cloud.values[0])
         found = descend(cloud, best, tolerance, max_iterations)
         return found, (best != other).squeeze(1) & (found.mass > 0)
-    starts, sample = candidates(cloud, restarts, init)
+    starts, sample = candidates(cloud, centre, restarts, init)
     if sample is None:
         return descend(cloud, starts, tolerance, max_iterations), untied
     rivals = cloud.rows(sample)

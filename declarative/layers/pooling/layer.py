@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverError, SolverWarning, lost_gradient, name_samples
-from declarative.layers.arguments import present, to_front
+from declarative.layers.arguments import mask_to_front, positive_int, present, to_front, tolerance_or_none
 from declarative.layers.formula import solved
 from declarative.layers.pooling.cloud import Cloud
 from declarative.layers.pooling.forward import find
@@ -101,14 +101,12 @@ class RobustPooling(StatedPooling):
         if differentiation is not None and not isinstance(differentiation, Implicit):
             raise TypeError(f"RobustPooling is differentiated by Implicit(irregular=...), got {differentiation!r}")
         super().__init__(differentiation=differentiation)
-        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+        if not _is_int(restarts) or restarts < 0:
             raise ValueError(f"RobustPooling: restarts must be a number of starts, 0 or more, got {restarts!r}")
         if not (dims is None or _is_int(dims) or (isinstance(dims, tuple) and dims and all(_is_int(d) for d in dims))):
             raise TypeError(f"RobustPooling: dims must be an int or a tuple of ints, got {dims!r}")
-        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
-            raise ValueError(f"RobustPooling: tolerance must be a number between 0 and 1, got {tolerance!r}")
-        if not _is_int(max_iterations) or max_iterations < 1:
-            raise ValueError(f"RobustPooling: max_iterations must be a positive int, got {max_iterations!r}")
+        tolerance_or_none("RobustPooling", tolerance)
+        positive_int("RobustPooling: max_iterations", max_iterations)
         if on_failure not in ON_FAILURE_CHOICES:
             raise ValueError(f"RobustPooling(on_failure=...) must be one of {ON_FAILURE_CHOICES}, got {on_failure!r}")
         self.penalty = Huber(1.0) if penalty is None else as_penalty(penalty)
@@ -171,9 +169,8 @@ class RobustPooling(StatedPooling):
             "stationarity": stationarity,
             "violation": torch.zeros_like(value),
         }
-        none = u.new_zeros(u.shape[0], 0)
-        shown = {name: self._each(given, field, in_dims) for name, field in (fields | {"multipliers": none}).items()}
-        multipliers = shown.pop("multipliers")
+        shown = {name: self._each(given, field, in_dims) for name, field in fields.items()}
+        multipliers = self._each(given, u.new_zeros(u.shape[0], 0), in_dims)  # there are no constraints
         details = Pooled(*(self._each(given, field, in_dims) for field in (value, tied, shares)))
         y = self._out(given, self._marked(u, status), in_dims)
         return Solution(y, multipliers, multipliers, **shown, report=call.report, workspace=details)
@@ -200,11 +197,10 @@ class RobustPooling(StatedPooling):
 
     def _find(self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Pooling]:
         if _single(in_dims):
-            inputs = tuple(x if x is None else x.unsqueeze(0) for x in inputs)
-            mask = mask if mask is None else mask.unsqueeze(0)
-        elif isinstance(mask, Tensor) and (dim := in_dims if isinstance(in_dims, int) else in_dims[0] if in_dims else 0):
-            mask = mask.movedim(dim, 0)
-        given = self._read(to_front(inputs, 0 if _single(in_dims) else in_dims), mask)
+            inputs, mask = tuple(x if x is None else x.unsqueeze(0) for x in inputs), mask if mask is None else mask.unsqueeze(0)
+        else:
+            inputs, mask = to_front(inputs, in_dims), mask_to_front(mask, in_dims)
+        given = self._read(inputs, mask)
         self._refuse_captured(given)
         call, tensors = self._call(given, init)
         return given, solved(call, *tensors), call
@@ -219,10 +215,11 @@ class RobustPooling(StatedPooling):
 
         def forward(problem: Cloud) -> tuple[Tensor, ...]:
             check(problem)
-            *found, status, tied = find(problem, self.restarts, start, tolerance, self.max_iterations)
+            found = find(problem, self.restarts, start, tolerance, self.max_iterations)
             if not tight and self.on_failure != "nan":
-                self._report_failures(status, found[1])
-            return (*found, tied, status)
+                _, stationarity, *_, status = found
+                self._report_failures(status, stationarity)
+            return found
 
         numbers = tuple(None if isinstance(v, Tensor) else v for v in cloud.values)
         tensors = [cloud.x, *([] if cloud.weights is None else [cloud.weights]), *(v for v in cloud.values if isinstance(v, Tensor))]

@@ -32,7 +32,7 @@ class Pooling(Formula):
         penalty: φ.
         weighted: whether weights follow x among the tensors.
         numbers: the parameters that are numbers; None for those that are among the tensors.
-        find: (cloud) -> u, usable (b,) and data: the forward pass. Not usable samples, where no point pulls or numbers are not finite, have zero derivatives.
+        find: (cloud) -> u (b, C) and data: the forward pass. Samples where no point pulls, or numbers are not finite, have zero derivatives.
         irregular: the policy for samples whose H is not positive definite.
         report: filled in by the backward pass.
     """

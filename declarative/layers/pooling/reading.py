@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.layers.arguments import HALF, fits
+from declarative.layers.arguments import fits
 from declarative.layers.pooling.cloud import Cloud
 from declarative.layers.pooling.penalty import Penalty, Value
+from declarative.node import HALF
 
 Dims = int | tuple[int, ...] | None
 

@@ -21,9 +21,8 @@ _NEAR = 1e-2  # values that differ by less, relatively, are told apart by descen
 _APART = 0.1  # places that differ by more, in units of the spread of the points that count, are two
 
 
-def candidates(cloud: Cloud, restarts: int, init: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def candidates(cloud: Cloud, centre: Tensor, restarts: int, init: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Good starts (k, C) and the sample (k,) that each is for, in order; None: one for each."""
-    centre = cloud.centre()
     x = cloud.x - centre.unsqueeze(2)
     squares = (x * x).sum(1)
     columns = torch.zeros(x.shape[0], 3, x.shape[1], dtype=x.dtype, device=x.device)
@@ -50,14 +49,12 @@ def _distances(x: Tensor, squares: Tensor, columns: Tensor) -> Tensor:
 
 def _values(cloud: Cloud, s: Tensor) -> Tensor:
     """(b, S) the objective, from s (b, S, N)."""
-    phi = cloud.penalty.phi(s.flatten(1), *cloud.values).reshape(s.shape)
-    return (phi if cloud.weights is None else phi * cloud.weights.unsqueeze(1)).sum(2)
+    return cloud.weighted(cloud.penalty.phi(s.flatten(1), *cloud.values).reshape(s.shape)).sum(2)
 
 
 def _kappa1(cloud: Cloud, s: Tensor) -> Tensor:
     """wκ₁ of s (b, S, N)."""
-    kappa1 = cloud.penalty.kappa1(s.flatten(1), *cloud.values).reshape(s.shape)
-    return kappa1 if cloud.weights is None else kappa1 * cloud.weights.unsqueeze(1)
+    return cloud.weighted(cloud.penalty.kappa1(s.flatten(1), *cloud.values).reshape(s.shape))
 
 
 def _stretches(cloud: Cloud, squares: Tensor) -> Tensor:

@@ -56,9 +56,7 @@ class StatedPooling(DeclarativeNode):
 
     def vjp(self, inputs: tuple[Tensor, ...], solution: Solution, cotangent: Tensor) -> tuple[Tensor, ...]:
         """The whole backward pass."""
-        return self._pull_back(inputs, torch.as_tensor(solution.y), torch.as_tensor(cotangent))
 
-    def _pull_back(self, inputs: tuple[Tensor, ...], u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         def flat(*moving: Tensor) -> tuple[Tensor, ...]:
             return self._call(self._read(moving), None)[1][:count]
 
@@ -67,5 +65,6 @@ class StatedPooling(DeclarativeNode):
         call, tensors = self._call(given, None)
         shape = given.cloud.x.shape[:2]
         wanted = [True] * count + [False] * (len(tensors) - count)
-        gradients = call.pull_back((*tensors, u.reshape(shape)), (v.reshape(shape),), wanted)[:count]
+        u, v = (torch.as_tensor(t).reshape(shape) for t in (solution.y, cotangent))
+        gradients = call.pull_back((*tensors, u), (v,), wanted)[:count]
         return torch.func.vjp(flat, *inputs)[1](tuple(gradients))

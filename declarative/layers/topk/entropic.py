@@ -45,7 +45,7 @@ class EntropicTopK(RelaxedTopK):
         """H = diag(T / u(1 − u))"""
         *inputs, solution = inputs_and_solution
         given, temperature = self._given(tuple(inputs))
-        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+        scale = self._scale(given, temperature)
         u = torch.as_tensor(solution.y).reshape(given.x.shape)
         return DiagonalOperator(scale.unsqueeze(1) / (u * (1 - u)))
 
@@ -66,8 +66,7 @@ class EntropicTopK(RelaxedTopK):
         at = k.long().clamp(1, most).unsqueeze(1) if most else torch.zeros_like(k, dtype=torch.int64).unsqueeze(1)
         start = -0.5 * (values.gather(1, (at - 1).clamp_min(0)) + values.gather(1, at)).squeeze(1)
         odds = temperature * torch.logit((k / x.shape[1]).clamp(1e-12, 1 - 1e-6))
-        low, high = x.amin(1), x.amax(1)
-        margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        low, high, margin = self._range(x, temperature)
         return (others, largest, temperature), odds - high - margin, odds - low + margin, start
 
     def _evaluate(self, prepared: Any, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,7 +50,7 @@ class EuclideanTopK(RelaxedTopK):
         """H = T I"""
         *inputs, _ = inputs_and_solution
         given, temperature = self._given(tuple(inputs))
-        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+        scale = self._scale(given, temperature)
         return DiagonalOperator(scale.unsqueeze(1).expand(given.x.shape))
 
     def _bounds(self, x: Tensor, u: Tensor, shift: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,8 +75,7 @@ class EuclideanTopK(RelaxedTopK):
         values = x.topk(most + 1, dim=1).values
         at = k.long().clamp(1, max(1, most)).unsqueeze(1)
         middle = 0.5 * (values.gather(1, at - 1) + values.gather(1, at.clamp_max(most))).squeeze(1)
-        low, high = x.amin(1), x.amax(1)
-        margin = temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        low, high, margin = self._range(x, temperature)
         return (x, k, temperature), -high - margin, margin + temperature - low, 0.5 * temperature - middle
 
     def _evaluate(self, prepared: Any, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative.errors import name_samples
-from declarative.layers.arguments import HALF
+from declarative.node import HALF
 
 K = int | Tensor
 
@@ -33,16 +33,9 @@ class Read:
     dim: int
     dtype: torch.dtype
 
-    @property
-    def most(self) -> int:
-        """The largest k."""
-        return self.k if isinstance(self.k, int) else int(self.k.max()) if self.k.numel() else 0
-
     def counts(self) -> Tensor:
         """k as numbers (b,)."""
-        if isinstance(self.k, int):
-            return torch.full((self.x.shape[0],), self.k, dtype=self.x.dtype, device=self.x.device)
-        return self.k.to(self.x.dtype)
+        return numbers_of(self.k, self.x)
 
     def shaped(self, values: Tensor) -> Tensor:
         """(b, n) in the caller's shape and precision."""
@@ -98,6 +91,21 @@ def counted(k: Tensor, lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
     return counts
 
 
+def largest(k: K) -> int:
+    """The largest k of a batch."""
+    return k if isinstance(k, int) else int(k.max()) if k.numel() else 0
+
+
+def numbers_of(k: K, like: Tensor) -> Tensor:
+    """k as numbers (b,), for logits (b, n)."""
+    return torch.full_like(like[:, 0], k) if isinstance(k, int) else k.to(like.dtype)
+
+
+def for_batch(values: Tensor, batch: int) -> Tensor:
+    """One value for each sample (b,), for a batch in which the samples come several times: several of each, or folded by vmap."""
+    return values if values.numel() == batch else values.reshape(-1).repeat(batch // max(1, values.numel()))
+
+
 def check_finite(x: Tensor, name: str = "logits") -> None:
     """A ValueError that names samples with NaN or inf."""
     bad = ~torch.isfinite(x.sum(1))
@@ -109,10 +117,8 @@ def check_finite(x: Tensor, name: str = "logits") -> None:
 
 def reference_of(x: Tensor, k: K) -> Tensor:
     """The kth largest of each row (b, 1)."""
-    if isinstance(k, int):
-        return x.topk(max(1, k), dim=1).values[:, -1:]
-    most = max(1, int(k.max())) if k.numel() else 1
-    return x.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
+    values = x.topk(max(1, largest(k)), dim=1).values
+    return values[:, -1:] if isinstance(k, int) else values.gather(1, (k - 1).clamp_min(0).unsqueeze(1))
 
 
 def positive(temperature: Any) -> float:

@@ -15,7 +15,7 @@ from declarative.differentiation.implicit import Implicit
 from declarative.errors import SolverWarning, name_samples
 from declarative.layers.arguments import fits, present, to_front
 from declarative.layers.formula import solved
-from declarative.layers.topk.reading import K, Read, check_finite, check_k, positive, read, reference_of, temperature_like
+from declarative.layers.topk.reading import K, Read, check_finite, check_k, for_batch, largest, numbers_of, positive, read, reference_of, temperature_like
 from declarative.layers.topk.relaxation import Relaxation
 from declarative.layers.topk.root import increasing_root
 from declarative.node import DeclarativeNode, InDims
@@ -47,6 +47,12 @@ class RelaxedTopK(DeclarativeNode):
             self.temperature = temperature
         else:
             self.register_buffer("temperature", temperature)
+
+    @staticmethod
+    def _range(x: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Smallest and largest logit, and by how much a bracket must exceed them for rounding not to matter."""
+        low, high = x.amin(1), x.amax(1)
+        return low, high, temperature + torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
 
     # What the two differ in.
 
@@ -82,7 +88,7 @@ class RelaxedTopK(DeclarativeNode):
         temperature = temperature_like(temperature, logits)
         if self.vjp is None:  # a copy that is to do without the structure
             return super().forward(*present((logits, temperature), ("logits", "temperature")), in_dims=in_dims)  # pyright: ignore[reportReturnType]
-        given, (u, *_), _ = self._find((logits, temperature), k, in_dims)
+        given, (u, *_), *_ = self._find((logits, temperature), k, in_dims)
         return given.shaped(u)
 
     @uncompiled
@@ -99,12 +105,11 @@ class RelaxedTopK(DeclarativeNode):
         return f"k={self.k}, temperature={'learned' if learned else self.temperature}, dim={self.dim}"
 
     def _details(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> Solution:
-        given, (u, shift, converged, iterations), temperatures = self._find(inputs, k, in_dims)
-        whole = self._given(to_front(inputs, in_dims), k)[0]
-        reference = reference_of(whole.x.detach(), whole.k).squeeze(1)
-        multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), temperatures.detach())
+        given, (u, shift, converged, iterations), temperature, reference = self._find(inputs, k, in_dims)
+        scale = self._scale(given, temperature).detach()
+        multipliers, active, weakly = self._bounds(given.x.detach(), u.detach(), shift.detach(), scale)
         fields = {
-            "equality_multipliers": (reference - shift).unsqueeze(1),
+            "equality_multipliers": reference - shift.unsqueeze(1),
             "inequality_multipliers": multipliers,
             "active": active,
             "weakly_active": weakly,
@@ -134,13 +139,18 @@ class RelaxedTopK(DeclarativeNode):
         except RuntimeError as error:
             raise ValueError(f"temperature must broadcast to {given.lead}, one for each sample, got {tuple(value.shape)}") from error
 
-    def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor]:
+    def _scale(self, given: Read, temperature: Tensor | None) -> Tensor:
+        """T (b,)"""
+        return torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
+
+    def _find(self, inputs: tuple[Tensor | None, ...], k: K | None, in_dims: InDims) -> tuple[Read, tuple[Tensor, ...], Tensor | None, Tensor]:
+        """The logits relative to a reference (b, 1), what was found with them, T where it is a tensor, and the reference."""
         given, temperature = self._given(to_front(inputs, in_dims), k)
         # A constant in the logits does not matter, but would cost digits of x + τ where it counts: around the kth largest.
-        given = replace(given, x=given.x - reference_of(given.x.detach(), given.k))
+        reference = reference_of(given.x.detach(), given.k)
+        given = replace(given, x=given.x - reference)
         call, tensors = self._call(given, temperature)
-        scale = torch.full_like(given.x[:, 0], float(self.temperature)) if temperature is None else temperature
-        return given, solved(call, *tensors), scale
+        return given, solved(call, *tensors), temperature, reference
 
     def _call(self, given: Read, temperature: Tensor | None) -> tuple[Relaxation, tuple[Tensor, ...]]:
         number = None if temperature is not None else float(self.temperature)
@@ -152,14 +162,12 @@ class RelaxedTopK(DeclarativeNode):
         check_finite(x)
         if not bool(((temperature > 0) & torch.isfinite(temperature)).all()):
             raise ValueError(f"temperature must be positive and finite, got {float(temperature.min()):g} among them. Learn its logarithm if it may cross zero")
-        if isinstance(k, Tensor) and k.shape[0] != x.shape[0]:  # folded by vmap
-            k = k.repeat(x.shape[0] // max(1, k.shape[0]))
-        most = k if isinstance(k, int) else int(k.max()) if k.numel() else 0
-        counts = torch.full_like(temperature, k) if isinstance(k, int) else k.to(x.dtype)
+        k = k if isinstance(k, int) else for_batch(k, x.shape[0])
+        counts = numbers_of(k, x)
         n = x.shape[1]
         if not x.shape[0]:
             return x.clone(), temperature.clone(), temperature > 0, counts.long()
-        prepared, low, high, start = self._start(x, counts, temperature, min(most, n - 1))
+        prepared, low, high, start = self._start(x, counts, temperature, min(largest(k), n - 1))
         shift, converged, iterations = increasing_root(partial(self._evaluate, prepared), low, high, start, _STEPS)
         # Nothing and everything: the multiplier is any number that is far enough.
         none, all_of_them = counts == 0, counts == n

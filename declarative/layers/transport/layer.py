@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative.errors import SolverError, SolverWarning, name_samples
-from declarative.layers.arguments import present, to_front
+from declarative.layers.arguments import mask_to_front, positive_int, present, to_front, tolerance_or_none
 from declarative.layers.transport.auto import Auto
 from declarative.layers.transport.kernel import spread
 from declarative.layers.transport.methods import Method
@@ -96,10 +96,8 @@ class OptimalTransport(StatedTransport):
                 raise ValueError(f"OptimalTransport({name}=...) must be one of {choices}, got {value!r}")
         if method is not None and not isinstance(method, Method):
             raise TypeError(f"OptimalTransport: method must be Auto(), Sinkhorn(), DualNewton() or DualLBFGS(), got {method!r}")
-        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1):
-            raise ValueError(f"OptimalTransport: tolerance must be a number between 0 and 1, got {tolerance!r}")
-        if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-            raise ValueError(f"OptimalTransport: max_iterations must be a positive int, got {max_iterations!r}")
+        tolerance_or_none("OptimalTransport", tolerance)
+        positive_int("OptimalTransport: max_iterations", max_iterations)
         if progress is not None and not callable(progress):
             raise TypeError(f"OptimalTransport: progress must be a function of a Progress, such as print, got {progress!r}")
         if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
@@ -225,7 +223,7 @@ class OptimalTransport(StatedTransport):
     def _find(
         self, inputs: tuple[Tensor | None, ...], mask: Tensor | None, init: Any, in_dims: InDims, padding: int = 0
     ) -> tuple[Read, tuple[Tensor, ...], Call]:
-        given = self._given(to_front(inputs, in_dims), mask)
+        given = self._given(to_front(inputs, in_dims), mask_to_front(mask, in_dims))
         call = self._call(given, init, inputs, padding)
         run = unrolled_plan if self.gradient == "unrolled" else transport_plan
         return given, run(call, given.cost, given.rows, given.columns, given.gamma), call

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from declarative.errors import name_samples
-from declarative.layers.arguments import HALF
 from declarative.layers.transport.statement import Transport
+from declarative.node import HALF
 
 _MASS = 1e-3  # masses that differ by more, relatively, are a mistake; less is rounding, or somebody's finite differences
 _HALF_MASS = 1e-2
