@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from declarative.differentiation.base import Differentiation
 from declarative.differentiation.explanation import Explanation, explain
 from declarative.differentiation.implicit import Implicit
+from declarative.engines.base import ClosedForm
 from declarative.problem import Layout, Problem, lift
 from declarative.solution import DerivativeReport, Point, Solution
 from declarative.solvers.base import Solver, read_layout
@@ -126,11 +127,20 @@ class DeclarativeNode(nn.Module):
     constraint_jacobian: Callable[..., Operator] | None = None
     """constraint_jacobian(self, *inputs, solution) -> operator: A in closed form, (b, p + q, m), equalities first."""
 
+    blocks: ClosedForm | None = None
+    """The blocks of the KKT system in formulas, in place of autodiff: `twin.blocks` of a `SymbolicNode` with the same statement."""
+
     solve_kkt: Callable[..., tuple[Any, Tensor]] | None = None
     """solve_kkt(self, inputs, solution, rhs_y, rhs_multipliers) -> (u, w): H u + Aᵀw = rhs_y, A u = rhs_multipliers. Need not be differentiable."""
 
     vjp: Callable[..., tuple[Tensor, ...]] | None = None
     """vjp(self, inputs, solution, cotangent) -> one gradient for each input: the whole backward pass by hand, in differentiable torch."""
+
+    input_names: tuple[str, ...] | None = None
+    """What messages call the inputs, where the signature of `objective` does not say."""
+
+    def check_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Raise a ValueError unless inputs of these shapes, of one instance, fit together. A node may say what fits; here everything does."""
 
     # Using it.
 
@@ -187,7 +197,7 @@ def choose_solver(node: DeclarativeNode, problem: Problem) -> Solver:
     """The node's solver, or what `solver=None` means for it."""
     if node.solver is not None:
         return node.solver
-    if type(node).solve is not DeclarativeNode.solve:
+    if getattr(node.solve, "__func__", None) is not DeclarativeNode.solve:
         return UserSolve()
     if problem.batch == 0:
         return Newton()
@@ -196,7 +206,9 @@ def choose_solver(node: DeclarativeNode, problem: Problem) -> Solver:
 
 
 def input_names(node: DeclarativeNode) -> list[str] | None:
-    """The names of the inputs in `objective`'s signature; None where it takes *args."""
+    """The names of the inputs, as the node gives them or in `objective`'s signature; None where that takes *args."""
+    if node.input_names is not None:
+        return list(node.input_names)
     parameters = list(inspect.signature(node.objective).parameters.values())
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return None
@@ -237,7 +249,9 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
         lifted = tuple(t.float() if t.dtype == half else t for t in lifted)
     tensors = (*moved, *lifted)
     in_front = (*(None if dim is None else 0 for dim in dims), *([None] * len(lifted)))
-    return Problem(node, tensors, in_front, next(iter(sizes.values())), len(inputs), names, depth=current_level()), single, half
+    problem = Problem(node, tensors, in_front, next(iter(sizes.values())), len(inputs), names, depth=current_level())
+    node.check_shapes(tuple(tuple(x.shape if d is None else x.shape[1:]) for x, d in zip(moved, dims, strict=True)))
+    return problem, single, half
 
 
 def _check_kinds(labels: list[str], inputs: tuple[Any, ...]) -> None:
@@ -310,7 +324,7 @@ def read_init(problem: Problem, init: Any, single: bool) -> tuple[tuple[Tensor, 
 
 def _check_start(problem: Problem, parts: tuple[Tensor, ...], layout: Layout) -> None:
     """A warm start has the shape of the node's own start, where it has one."""
-    if type(problem.node).initial_guess is DeclarativeNode.initial_guess:
+    if getattr(problem.node.initial_guess, "__func__", None) is DeclarativeNode.initial_guess:
         return
     expected = read_layout(problem, "initial_guess", problem.call_batched("initial_guess"))
     if layout != expected:

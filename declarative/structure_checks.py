@@ -29,28 +29,43 @@ class Place:
     problem: Problem
     at: Linearisation
     solution: Solution
+    point: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def closed(self) -> Linearisation:
+        """The blocks as the node computes them."""
+        return self.at if self.problem.node.blocks is None else self.problem.node.blocks.linearise(self.problem, *self.point)
+
+    def hessian(self) -> Tensor:
+        """H as declared, dense."""
+        return hessian_operator(self.problem, self.closed, self.solution).to_dense()
+
+    def jacobian(self) -> Tensor | None:
+        """A as declared, dense."""
+        operator = jacobian_operator(self.problem, self.closed, self.solution)
+        return None if operator is None else operator.to_dense()
 
 
 def structure_rows(checks: Checks) -> list[Row]:
     """Rows for each declaration that the node makes; none if it makes none."""
     node = checks.node
     declared_rows = node.constraint_structure is not None or node.constraint_jacobian is not None
-    if not is_structured(node) and not declared_rows and node.mixed_structure is None and node.solve_kkt is None and node.vjp is None:
+    hooks = (node.mixed_structure, node.solve_kkt, node.vjp, node.blocks)
+    if not is_structured(node) and not declared_rows and all(hook is None for hook in hooks):
         return []
     found = list(places(checks))
-    rows = []
     # Found without the declarations, compared with them.
     found = [replace(place, problem=replace(place.problem, node=node)) for place in found]
+    rows = [] if node.blocks is None else _closed_rows(found, checks)
     if is_structured(node):
-        label = "hessian hook" if node.hessian is not None else f"hessian_structure {node.hessian_structure}"
-        rows.append(_worst(f"{label} = H", [(p, hessian_operator(p.problem, p.at, p.solution).to_dense(), p.at.hessian()) for p in found], checks.exact))
+        rows.append(_worst(f"{_declaration(node)} = H", [(p, p.hessian(), p.at.hessian()) for p in found], checks.exact))
     if declared_rows and found[0].at.constraints.shape[1]:
         label = "constraint_jacobian hook" if node.constraint_jacobian is not None else f"constraint_structure {_short(node.constraint_structure)}"
         pairs = []
         for place in found:
-            operator = jacobian_operator(place.problem, place.at, place.solution)
-            if operator is not None:
-                pairs.append((place, operator.to_dense(), place.at.jacobian()))
+            declared = place.jacobian()
+            if declared is not None:
+                pairs.append((place, declared, place.at.jacobian()))
         rows.append(_worst(f"{label} = A", pairs, checks.exact))
     if node.mixed_structure is not None:
         rows.append(_mixed_row(node.mixed_structure, found, checks))
@@ -61,10 +76,19 @@ def structure_rows(checks: Checks) -> list[Row]:
     return rows
 
 
+def _declaration(node: DeclarativeNode) -> str:
+    """What says how H is structured."""
+    if node.hessian is not None:
+        return "hessian hook"
+    if node.hessian_structure is None and node.blocks is not None:
+        return f"structure of blocks ({node.blocks.description[0]})"
+    return f"hessian_structure {node.hessian_structure}"
+
+
 def undeclared(node: DeclarativeNode) -> DeclarativeNode:
     """A copy of the node that says nothing of its structure."""
     other = copy.copy(node)
-    for name in ("hessian_structure", "constraint_structure", "mixed_structure", "hessian", "constraint_jacobian", "solve_kkt", "vjp"):
+    for name in ("hessian_structure", "constraint_structure", "mixed_structure", "hessian", "constraint_jacobian", "solve_kkt", "vjp", "blocks"):
         other.__dict__[name] = None
     return other
 
@@ -103,7 +127,7 @@ def places(checks: Checks, points: int = 3) -> Iterator[Place]:
             finite = bool(torch.isfinite(at.gradient).all())
             if count == 0 or finite:
                 name = "at the solution" if count == 0 else f"at random point {count}"
-                yield Place(name, here, at, read_solution(here, point, equality, inequality, counted))
+                yield Place(name, here, at, read_solution(here, point, equality, inequality, counted), (point, equality, inequality))
 
 
 def _worst(name: str, pairs: list[tuple[Place, Tensor, Tensor]], allowed: float) -> Row:
@@ -119,6 +143,33 @@ def _worst(name: str, pairs: list[tuple[Place, Tensor, Tensor]], allowed: float)
                 values = (float(matrix[i, row, column]) for matrix in (declared, true))
                 note = "entry ({}, {}) of sample {} {}: declared {:.4g}, is {:.4g}".format(row, column, i, place.name, *values)
     return Row(name, worst, allowed, note)
+
+
+def _closed_rows(found: list[Place], checks: Checks) -> list[Row]:
+    """Each block in formulas against autodiff's: values, gradient, H, A, and products with B and C in both directions."""
+    pairs: dict[str, list[tuple[Place, Tensor, Tensor]]] = {}
+    for place in found:
+        closed, at, problem = place.closed, place.at, place.problem
+        dx = {k: checks._random(problem.tensors[k]) for k in range(problem.inputs)}
+        u, w = checks._random(at.gradient), checks._random(at.constraints)
+        pulled = zip(closed.pull_back(u, w, list(dx)), at.pull_back(u, w, list(dx)), strict=True)
+        (dy, rows), (true_dy, true_rows) = closed.push_forward(dx), at.push_forward(dx)
+        compared = {
+            "f": (closed.objective.unsqueeze(1), at.objective.unsqueeze(1)),
+            "a": (closed.constraints, at.constraints),
+            "∇L": (closed.gradient, at.gradient),
+            "H": (closed.hessian(), at.hessian()),
+            "A": (closed.jacobian(), at.jacobian()),
+            "B dx": (dy, true_dy),
+            "C dx": (rows, true_rows),
+            **{f"Bᵀu + Cᵀw, input {k}": pair for k, pair in enumerate(pulled)},
+        }
+        for name, (mine, theirs) in compared.items():
+            # At the solution ∇L and a are nothing but rounding.
+            if theirs.numel() and not (place is found[0] and name in ("a", "∇L")):
+                first, second = (t.reshape(1, 1, -1) if name.startswith("Bᵀu") else t.reshape(t.shape[0], -1, t.shape[-1]) for t in (mine, theirs))
+                pairs.setdefault(name, []).append((place, first, second))
+    return [_worst(f"block {name} = autodiff", compared, checks.exact) for name, compared in pairs.items()]
 
 
 def _mixed_row(tag: Any, found: list[Place], checks: Checks) -> Row:
@@ -159,7 +210,7 @@ def _kkt_row(place: Place, checks: Checks) -> Row:
         weights = torch.cat([torch.ones_like(equality), place.solution.active.to(equality.dtype)], 1)
     v, r = checks._random(at.gradient), checks._random(at.constraints)
     policy = IrregularPolicy("min_norm" if options.irregular == "min_norm" else "zero", m, problem.batch, problem.name, options.damping)
-    hessian, jacobian = hessian_operator(problem, at, place.solution), jacobian_operator(problem, at, place.solution)
+    hessian, jacobian = hessian_operator(problem, place.closed, place.solution), jacobian_operator(problem, place.closed, place.solution)
     fast = torch.cat(solve_structured(policy, hessian, jacobian, weights, v, r), 1)
     slow = torch.cat(solve_bordered(policy, at.hessian(), at.jacobian(), weights, v, r), 1)
     error = float(((fast - slow).abs().amax(1) / slow.abs().amax(1).clamp_min(1e-30)).max()) if fast.numel() else 0.0

@@ -60,6 +60,11 @@ def explain(node: Any, name: str, batch: int, m: int, k: int) -> Explanation:
     dense = (m + k, batch * 2 / 3 * (m + k) ** 3, float(batch * (m + k) ** 2))
     if node.vjp is not None:
         return Explanation(title, "not formed", "not formed", "the node's vjp", "the node does the whole backward pass by hand", 0, 0.0, 0.0, *dense)
+    if node.blocks is not None and node.blocks.structured and node.hessian is None and node.hessian_structure is None and not options.damping:
+        (hessian, rows), (flops, memory) = node.blocks.description, node.blocks.cost(m, k)
+        _, reason = choose(options.linear_solver, node, batch, m, k, True)
+        solver = "Schur complement of H, by its own structure" if k else "H by its structure"
+        return Explanation(title, f"{hessian}, in closed form", rows if k else "there is none", solver, reason, 0, batch * flops, batch * memory, *dense)
     constraints, a_products, a_memory = _constraints(node, batch, m, k)
     if node.solve_kkt is not None:
         products = 1 + (3 if k else 0)
@@ -76,7 +81,8 @@ def explain(node: Any, name: str, batch: int, m: int, k: int) -> Explanation:
     if node.hessian is not None:
         hessian, products, one = "the node's hook", 0, float(m)
     elif tag is None or isinstance(tag, Dense) or options.damping:
-        return Explanation(title, f"dense, from {m} products", constraints, "LU of the bordered matrix", reason, m + a_products, dense[1], dense[2], *dense)
+        formed = f"dense, from {m} products" if node.blocks is None else f"{node.blocks.description[0]}, in closed form"
+        return Explanation(title, formed, constraints, "LU of the bordered matrix", reason, m + a_products, dense[1], dense[2], *dense)
     else:
         products, one = tag.products(m), tag.solve_flops(m)
         hessian = f"{tag} from {products} product{'s' if products > 1 else ''}"
@@ -90,6 +96,8 @@ def _constraints(node: Any, batch: int, m: int, k: int) -> tuple[str, int, float
     """(in words, products, numbers)"""
     if not k:
         return "there is none", 0, 0.0
+    if node.blocks is not None and node.constraint_jacobian is None and node.constraint_structure is None:
+        return "in closed form", 0, float(batch * k * m)
     if node.constraint_jacobian is not None:
         return "the node's hook", 0, float(batch * k * m)
     tag = node.constraint_structure

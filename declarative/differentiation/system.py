@@ -97,7 +97,14 @@ class System:
         weights, problem, node, options = self._weights(at), self._problem, self._problem.node, self._call.options
         if node.solve_kkt is not None:
             return partial(self._matrix_free, policy, at, weights, HookMethod(hook=self._ask_hook))
-        choice, _ = choose(options.linear_solver, node, problem.batch, self._y.shape[1], at.constraints.shape[1], not (options.smoothing or options.damping))
+        choice, _ = choose(
+            options.linear_solver,
+            node,
+            problem.batch,
+            self._y.shape[1],
+            self._equality.shape[1] + self._inequality.shape[1],
+            not (options.smoothing or options.damping),
+        )
         if not isinstance(choice, Direct):
             automatic = not isinstance(options.linear_solver, ConjugateGradients)
             if isinstance(choice, ConjugateGradients):
@@ -195,7 +202,8 @@ class System:
         at = self._linearisation_kept(through) or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = torch.cat([v_equality, v_inequality], 1)
         u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
-        gradients = dict(zip(through, (-g for g in at.pull_back(u, w, through)), strict=True)) if through else {}
+        # The sign goes to u and w, which are often smaller than the inputs.
+        gradients = dict(zip(through, at.pull_back(-u, -w, through), strict=True)) if through else {}
         if identity is not None and identity.input in wanted:
             gradients[identity.input] = mixed_identity(self._problem, identity, u)
         return [gradients[k] for k in wanted]

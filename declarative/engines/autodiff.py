@@ -30,11 +30,20 @@ from declarative.vectors import times
 def linearise(
     problem: Problem, y: Variables, equality: EqualityMultipliers | None = None, inequality: InequalityMultipliers | None = None, wanted: Sequence[int] = ()
 ) -> Linearisation:
-    """Linearise the KKT system of the problem at (y, ν, μ); multipliers that are None count as zero.
+    """Linearise the KKT system of the problem at (y, ν, μ), by the node's closed form if it has one; multipliers that are None count as zero.
 
     Args:
         wanted: positions of the problem's tensors for which `pull_back` will be asked.
     """
+    if problem.node.blocks is not None:
+        return problem.node.blocks.linearise(problem, y, equality, inequality, wanted)
+    return autodiff(problem, y, equality, inequality, wanted)
+
+
+def autodiff(
+    problem: Problem, y: Variables, equality: EqualityMultipliers | None = None, inequality: InequalityMultipliers | None = None, wanted: Sequence[int] = ()
+) -> Linearisation:
+    """The same from the statement, whatever else the node knows."""
     if transforms_active():
         return FunctionalLinearisation(problem, y, equality, inequality)
     return GraphLinearisation(problem, y, equality, inequality, wanted)
@@ -182,6 +191,9 @@ class GraphLinearisation:
 
     def jacobian_products(self, cotangents: Directions) -> Products:
         return self._rows(self._a, cotangents)
+
+    def row_sizes(self) -> Rows:
+        return self.jacobian().abs().sum(2)
 
     def _joint_outputs(self, u: Tensor, w: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [(o, c) for o, c in ((self._gradient, u), (self._a, w)) if o.requires_grad and o.shape[1]]

@@ -11,7 +11,37 @@ from typing import Protocol
 
 from torch import Tensor
 
-from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Values, Variables
+from declarative.problem import Problem
+from declarative.structure.base import Operator, RowsOperator
+from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, SampleMask, Values, Variables
+
+
+class ClosedForm(Protocol):
+    """What `DeclarativeNode.blocks` may be: the blocks in formulas, in place of autodiff."""
+
+    @property
+    def structured(self) -> bool:
+        """Whether H is solved with by its structure."""
+        ...
+
+    @property
+    def description(self) -> tuple[str, str]:
+        """H and A in words."""
+        ...
+
+    def cost(self, m: int, k: int) -> tuple[float, float]:
+        """Roughly, the flops of one sample's solve and the numbers that it holds, for y of m numbers and k constraints."""
+        ...
+
+    def linearise(
+        self, problem: Problem, y: Variables, equality: EqualityMultipliers | None, inequality: InequalityMultipliers | None, wanted: Sequence[int] = ()
+    ) -> StructuredLinearisation:
+        """The KKT system at a point."""
+        ...
+
+    def contradictory(self, problem: Problem) -> SampleMask | None:
+        """(b,) samples whose constraints contradict each other, whatever y is; None: that cannot happen, or is not known."""
+        ...
 
 
 class Linearisation(Protocol):
@@ -69,10 +99,30 @@ class Linearisation(Protocol):
         """Aᵀw for c combinations of constraints that the batch shares, from c products."""
         ...
 
+    def row_sizes(self) -> Rows:
+        """Σ_j |A_ij|"""
+        ...
+
     def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
         """Bᵀu + Cᵀw for the problem's tensors of these positions: ∇_x[⟨u, ∇_y L⟩ + ⟨w, a⟩] with u, w, y, λ held."""
         ...
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
         """(B dx, C dx) for tangents of the problem's tensors, by position."""
+        ...
+
+
+class StructuredLinearisation(Linearisation, Protocol):
+    """A linearisation that knows the structure of H and A."""
+
+    def hessian_operator(self) -> Operator:
+        """H (b, m, m)"""
+        ...
+
+    def jacobian_operator(self) -> RowsOperator | None:
+        """A (b, k, m); None without constraints."""
+        ...
+
+    def magnitudes(self) -> RowsOperator | None:
+        """|A|, entry by entry, or a bound on it."""
         ...

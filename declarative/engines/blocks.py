@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
-from declarative.engines.base import Linearisation
 from declarative.errors import StructureError
 from declarative.problem import Problem
 from declarative.solution import Solution
@@ -28,25 +27,28 @@ _constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[DenseOperator | Spars
 
 def is_structured(node: Any) -> bool:
     """Whether anything is declared about H."""
-    return node.hessian_structure is not None or node.hessian is not None
+    return node.hessian_structure is not None or node.hessian is not None or (node.blocks is not None and node.blocks.structured)
 
 
-def hessian_operator(problem: Problem, at: Linearisation, solution: Solution) -> Operator:
+def hessian_operator(problem: Problem, at: Any, solution: Solution) -> Operator:
     """H (b, m, m), by the node's hook, its tag, or dense."""
     node, m = problem.node, solution_size(problem)
     if node.hessian is not None:
         return _from_hook(problem, "hessian", solution, (problem.batch, m, m))
     tag = node.hessian_structure
     if tag is None:
-        return DenseOperator(at.hessian())
+        return DenseOperator(at.hessian()) if node.blocks is None else at.hessian_operator()
     if not isinstance(tag, Tag):
         raise TypeError(f"{problem.name}.hessian_structure must be a tag from declarative.structure, such as Diagonal(), got {tag!r}")
     return tag.operator(at.hessian_products(tag.directions(m, at.gradient)))
 
 
-def jacobian_operator(problem: Problem, at: Linearisation, solution: Solution) -> Operator | None:
+def jacobian_operator(problem: Problem, at: Any, solution: Solution) -> Operator | None:
     """A (b, k, m), likewise; None without constraints."""
-    node, m, k = problem.node, solution_size(problem), at.constraints.shape[1]
+    node = problem.node
+    if node.blocks is not None and node.constraint_jacobian is None and node.constraint_structure is None:
+        return at.jacobian_operator()
+    m, k = solution_size(problem), at.constraints.shape[1]
     if k == 0:
         return None
     if node.constraint_jacobian is not None:

@@ -108,6 +108,9 @@ class FunctionalLinearisation:
         zero = torch.zeros_like(self._gradient)
         return self._rows(cotangents, lambda w: self._transpose((zero, w))[0])
 
+    def row_sizes(self) -> Rows:
+        return self.jacobian().abs().sum(2)
+
     def _of_tensors(self, positions: Sequence[int]) -> Callable[..., tuple[Tensor, Tensor]]:
         def system(*chosen: Tensor) -> tuple[Tensor, Tensor]:
             tensors = list(self._problem.tensors)

@@ -49,6 +49,10 @@ class IrregularPolicy:
         """K + diag(δ, −δ), if damping was asked for."""
         return matrix + torch.diag_embed(self._shift(matrix)) if self.damping else matrix
 
+    def definite(self, matrix: Tensor) -> bool:
+        """Without constraints H is, at a minimiser."""
+        return matrix.shape[-1] == self.size
+
     def _shift(self, matrix: Tensor) -> Tensor:
         shift = torch.full((matrix.shape[-1],), -self.damping, dtype=matrix.dtype, device=matrix.device)
         shift[: self.size] = self.damping

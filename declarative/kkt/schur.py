@@ -20,9 +20,9 @@ from declarative.errors import IrregularPointError, name_samples
 from declarative.kkt.bordered import IrregularPolicy, assemble, kept_rows, solve_bordered
 from declarative.kkt.lu import lu_factor
 from declarative.kkt.symmetric import SCREEN, largest_entry, symmetric_solve
-from declarative.structure.base import Operator
-from declarative.structure.elementary import DenseOperator, DiagonalOperator
-from declarative.structure.sparse import SparseOperator
+from declarative.structure.base import Operator, RowsOperator
+from declarative.structure.elementary import DenseOperator, DiagonalOperator, InverseDiagonalOperator
+from declarative.transforms import is_differentiated
 from declarative.typing import Rows, Variables
 
 # Numbers in the dense matrices that a fallback may form (2 GiB in float64).
@@ -137,6 +137,12 @@ def solve_structured(
         return solve_bordered(policy, dense, rows, weights, rhs_y, rhs_rows)
     if jacobian is None:
         return SchurKKT(policy, hessian, None, None).solve(rhs_y), rhs_rows
+    if weights is None and isinstance(hessian, DiagonalOperator | InverseDiagonalOperator) and isinstance(jacobian, RowsOperator):
+        kkt = DiagonalKKT(policy, hessian, jacobian, None)
+        if not is_differentiated(rhs_y, rhs_rows, *kkt.tensors) and (found := kkt.solve_pair(rhs_y, rhs_rows)) is not None:
+            return found
+        u, w = kkt.solve(torch.cat([rhs_y, rhs_rows], 1)).split([rhs_y.shape[1], rhs_rows.shape[1]], 1)
+        return u, w
     if weights is not None and isinstance(jacobian, DenseOperator) and (kept := kept_rows(weights)) is not None:
         fewer = DenseOperator(kept.take(jacobian.matrix))
         u, w = solve_structured(policy, hessian, fewer, kept.take(weights), rhs_y, kept.take(rhs_rows))
@@ -144,6 +150,43 @@ def solve_structured(
     rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1)
     u, w = SchurKKT(policy, hessian, jacobian, weights).solve(rhs).split([rhs_y.shape[1], rhs_rows.shape[1]], 1)
     return u, w if weights is None else w * weights
+
+
+class DiagonalKKT(SchurKKT):
+    """The same where H = W⁻¹ is diagonal and A says what S = A W Aᵀ is: u = W(v − Aᵀw) satisfies the rows of H by itself, and A u = r is checked."""
+
+    def solve_columns(self, columns: Tensor) -> Tensor:
+        m = self.hessian.shape[1]
+        pairs = [self.solve_pair(column[:, :m], column[:, m:]) for column in columns.unbind(-1)] if columns.numel() else []
+        if not pairs or any(pair is None for pair in pairs):
+            return super().solve_columns(columns)
+        return torch.stack([torch.cat(pair, 1) for pair in pairs if pair is not None], -1)
+
+    def solve_pair(self, v: Variables, r: Rows) -> tuple[Variables, Rows] | None:
+        """(u, w), in numbers; None where S has no structure, or where the result does not hold in every sample."""
+        jacobian = self.jacobian
+        if not isinstance(jacobian, RowsOperator) or not v.numel():
+            return None
+        inverse = inverse_of(self.hessian)
+        complement = jacobian.complement(inverse)
+        if complement is None:
+            return None
+        through = jacobian.matmul_columns((inverse * v).unsqueeze(-1))
+        w = complement.solve_columns(through - r.unsqueeze(-1))
+        u = inverse * (v - jacobian.transpose().matmul_columns(w).squeeze(-1))
+        left = r - jacobian.matmul_columns(u.unsqueeze(-1)).squeeze(-1)
+        # Both terms of A u cancel where the constraints determine u: what is left is compared with them.
+        scale = torch.maximum(largest_entry(through), largest_entry(r.unsqueeze(-1))).clamp_min(torch.finfo(v.dtype).tiny)
+        relative = largest_entry(left.unsqueeze(-1)) / scale
+        if not bool((relative <= torch.finfo(v.dtype).eps ** 0.7).all()):  # false for NaN
+            return None
+        self.policy.report.residual, self.policy.report.refined = relative, 0
+        return u, w.squeeze(-1)
+
+
+def inverse_of(hessian: Operator) -> Tensor:
+    """W (b, m) of a diagonal H."""
+    return hessian.inverse if isinstance(hessian, InverseDiagonalOperator) else hessian.diagonal().reciprocal()
 
 
 class _SchurFactor:
@@ -173,8 +216,8 @@ class _SchurFactor:
 
     def _complement(self) -> Tensor:
         hessian, jacobian = self._kkt.hessian, self._jacobian
-        if isinstance(hessian, DiagonalOperator) and isinstance(jacobian, SparseOperator):
-            return jacobian.gram(1 / hessian.values)
+        if isinstance(hessian, DiagonalOperator | InverseDiagonalOperator) and isinstance(jacobian, RowsOperator):
+            return jacobian.gram(inverse_of(hessian))
         if jacobian is None:
             raise RuntimeError("no constraints, no Schur complement")
         transposed = jacobian.transpose().to_dense()
@@ -196,7 +239,7 @@ class _SchurFactor:
 def _is_sound(hessian: Operator) -> Tensor:
     """(b,) whether H, brought to a unit diagonal, does not blow up a right-hand side that it was not made for."""
     diagonal = hessian.diagonal().abs()
-    if isinstance(hessian, DiagonalOperator):
+    if isinstance(hessian, DiagonalOperator | InverseDiagonalOperator):
         return (diagonal > 0).all(1)
     eps, n = torch.finfo(diagonal.dtype).eps, diagonal.shape[1]
     root = torch.maximum(diagonal, eps * diagonal.amax(1, keepdim=True)).sqrt().unsqueeze(-1)

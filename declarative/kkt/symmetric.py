@@ -18,6 +18,10 @@ from declarative.transforms import alive, at_outer_levels, is_differentiated
 class SingularPolicy(Protocol):
     """Decides what becomes of the samples whose matrix is singular to working precision."""
 
+    def definite(self, matrix: Tensor) -> bool:
+        """Whether it is worth trying as positive definite."""
+        ...
+
     def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
         """(s, n, n), (s, n, r) and their places in the batch -> (s, n, r), or an error that names them."""
         ...
@@ -47,6 +51,21 @@ def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
         largest = (matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2)).abs().amax(-1)
         scale = scale * torch.where(largest > 0, largest, torch.ones_like(largest)).rsqrt()
     return matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), scale
+
+
+def _solve_definite(policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> Tensor | None:
+    """By Cholesky, where every sample is safely definite and the residual at rounding: half of the work of LU."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    smallest, largest = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1), dim=-1)
+    eps = torch.finfo(matrix.dtype).eps
+    solution = torch.cholesky_solve(rhs, factor)
+    residual = torch.baddbmm(rhs, matrix, solution, alpha=-1)
+    relative = largest_entry(residual) / largest_entry(rhs).clamp_min(torch.finfo(rhs.dtype).tiny)
+    good = (info == 0) & (smallest.square() > SCREEN * matrix.shape[-1] * eps * largest.square()) & (relative <= eps**0.75)
+    if not bool(good.all()):
+        return None
+    policy.record(matrix, solution, residual, relative, 0)
+    return solution
 
 
 def _solve_checked(policy: SingularPolicy, matrix: Tensor, factor: Tensor, pivots: Tensor, rhs: Tensor, sound: Tensor) -> Tensor | None:
@@ -83,6 +102,8 @@ class _SymmetricSolve(torch.autograd.Function):
         n = matrix.shape[-1]
         if matrix.numel() == 0:
             return torch.zeros_like(rhs)
+        if policy.definite(matrix) and (found := _solve_definite(policy, matrix, rhs)) is not None:
+            return found
         factor, pivots = lu_factor(matrix)
         smallest, largest = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1).abs(), dim=-1)
         sound = smallest > SCREEN * n * torch.finfo(matrix.dtype).eps * largest  # false for NaN

@@ -61,6 +61,9 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     point = _measured(optimality, equality, inequality, found, solver)
     believed = None if isinstance(solver, IterativeSolver) else found.status
     point = replace(point, status=_explain_violations(problem, point.y, optimality.p, point.status, point.violation, believed))
+    if problem.node.blocks is not None and (contradictory := problem.node.blocks.contradictory(problem)) is not None:
+        excused = contradictory & (point.status == Status.CONVERGED)
+        point = replace(point, status=torch.where(excused, int(Status.INFEASIBLE), point.status))
     return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
 
 

@@ -15,7 +15,6 @@ from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes
 from declarative.solvers.structured_step import model_at
 from declarative.typing import Counts, SampleMask, Variables
-from declarative.vectors import times
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,10 @@ class Newton(IterativeSolver):
         model = model_at(problem, at, y, state["equality"], state["radius"])
         step, change = model.solve(at.gradient, -h)
         # The model is of L at the old ν, so its multipliers are a change of ν. The merit function f + ρ‖h‖₁ needs ∇f.
-        jacobian = at.jacobian()
-        gradient = at.gradient - times(jacobian.mT, state["equality"])
+        gradient = at.gradient - at.jacobian_transposed_product(state["equality"])
         infeasibility = h.abs().sum(1)
         slope = (gradient * step).sum(1)
-        rounding = 10 * eps * (jacobian.abs().sum(2) * scale.unsqueeze(1)).sum(1)
+        rounding = 10 * eps * at.row_sizes().sum(1) * scale
         curvature = (h * change).sum(1) - (at.gradient * step).sum(1)  # dᵀHd, by the step's own equations
         penalty = exact_penalty(state["penalty"], state["equality"] + change, slope, curvature.clamp_min(0.0), infeasibility, rounding)
         slope = slope - penalty * infeasibility

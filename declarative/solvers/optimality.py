@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.base import Linearisation
 from declarative.engines.quadratic import Quadratic
 from declarative.problem import Problem
+from declarative.structure.base import Operator
 from declarative.typing import EqualityMultipliers, InequalityMask, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
 from declarative.vectors import golden_turns, times
 
@@ -44,13 +46,18 @@ def probe(sizes: Variables) -> Variables:
 _LARGEST = 1e3
 
 
-def balancing_multipliers(steepest: Variables, magnitudes: Jacobians, sizes: Variables) -> Rows:
+def multiplied(rows: Jacobians | Operator, vector: Variables) -> Rows:
+    """A x"""
+    return times(rows, vector) if isinstance(rows, Tensor) else rows.matmul(vector)
+
+
+def balancing_multipliers(steepest: Variables, magnitudes: Jacobians | Operator, sizes: Variables) -> Rows:
     """For each constraint the multiplier with which it would balance ∇f, as far as that points where the constraint moves."""
     tiny = torch.finfo(steepest.dtype).tiny
-    return times(magnitudes, steepest * sizes * sizes) / times(magnitudes, sizes).square().clamp_min(tiny)
+    return multiplied(magnitudes, steepest * sizes * sizes) / multiplied(magnitudes, sizes).square().clamp_min(tiny)
 
 
-def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables, multipliers: Rows, p: int) -> Variables:
+def gradient_sizes(steepest: Variables, magnitudes: Jacobians | Operator, sizes: Variables, multipliers: Rows, p: int) -> Variables:
     """The size of the terms of ∇_y L, entry by entry, from those of ∇f, |A|, y and λ."""
     tiny = torch.finfo(steepest.dtype).tiny
     if multipliers.shape[1]:
@@ -59,7 +66,7 @@ def gradient_sizes(steepest: Variables, magnitudes: Jacobians, sizes: Variables,
         counted[:, :p] = True
         # Multipliers that are larger by far cancel each other (constraints that depend): they are no size to judge by.
         amounts = torch.minimum(multipliers.abs(), _LARGEST * balancing) + resolution(steepest.dtype) * torch.where(counted, balancing, 0.0)
-        steepest = torch.maximum(steepest, times(magnitudes.mT, amounts))
+        steepest = torch.maximum(steepest, multiplied(magnitudes.mT if isinstance(magnitudes, Tensor) else magnitudes.transpose(), amounts))
     return steepest.clamp_min(tiny)
 
 
@@ -97,13 +104,19 @@ class Optimality:
         if quadratic is not None and isinstance(self.at, GraphLinearisation):
             self.at.knows(quadratic.hessian, quadratic.jacobian)
         self.p = p = self.at.equalities
-        self.gradient, self.values, self.jacobian = self.at.gradient, self.at.constraints, self.at.jacobian()
+        self.gradient, self.values = self.at.gradient, self.at.constraints
+        closed = self.values.shape[1] > 0 and problem.node.blocks is not None
+        self._magnitudes: Jacobians | Operator = self.at.magnitudes() if closed else self.jacobian.abs()  # pyright: ignore[reportAttributeAccessIssue]
         self.slack: InequalityMultipliers = -self.values[:, p:]
-        self._magnitudes = self.jacobian.abs()
         self._size = coordinate_sizes(y, floor)
-        self._rows: Rows = times(self._magnitudes, self._size)
+        self._rows: Rows = multiplied(self._magnitudes, self._size)
         self._move = probe(self._size)
         self._known: tuple[Tensor, Tensor, Scales] | None = None
+
+    @cached_property
+    def jacobian(self) -> Jacobians:
+        """A, dense."""
+        return self.at.jacobian()
 
     def moved(self, y: Variables) -> Optimality:
         """The same at another point."""
@@ -141,7 +154,7 @@ class Optimality:
         """μ_i ∇g_i relative to the terms of ∇_y L, in the coordinate where it matters most."""
         if not inequality.shape[1]:
             return inequality
-        return inequality * (self._magnitudes[:, self.p :] / scales.gradient.unsqueeze(1)).amax(2)
+        return inequality * (self.jacobian[:, self.p :].abs() / scales.gradient.unsqueeze(1)).amax(2)
 
     def active_set(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> tuple[InequalityMask, InequalityMask]:
         """(active, weakly active), from slack and multiplier together.
@@ -156,7 +169,7 @@ class Optimality:
         root = eps**0.5
         scales = self.scales(equality, inequality)
         push, slack = self.relative_push(scales, inequality), self.relative_slack(scales)
-        coarse = times(self._magnitudes[:, self.p :], coordinate_sizes(self.y, eps**0.125)).clamp_min(torch.finfo(self.y.dtype).tiny)
+        coarse = multiplied(self._magnitudes, coordinate_sizes(self.y, eps**0.125))[:, self.p :].clamp_min(torch.finfo(self.y.dtype).tiny)
         active = (push > self.slack / coarse) & (push > root)
         return active, ~active & (slack.abs() <= root)
 
@@ -164,7 +177,9 @@ class Optimality:
         """(stationarity, violation), relative; a multiplier of the wrong sign counts as its size in stationarity."""
         multipliers = torch.cat([equality, inequality], 1)
         scales = self.scales(equality, inequality) if scales is None else scales
-        total = self.gradient + times(self.jacobian.mT, multipliers)
+        total = self.gradient + (
+            self.at.jacobian_transposed_product(multipliers) if isinstance(self._magnitudes, Operator) else times(self.jacobian.mT, multipliers)
+        )
         stationarity = (total.abs() / scales.gradient).amax(1)
         if not multipliers.shape[1]:
             return stationarity, torch.zeros_like(stationarity)

@@ -87,6 +87,18 @@ class Operator(ABC):
             raise ValueError(f"{type(self).__name__}.{name} expects ({b}, {size}) or ({b}, {size}, k), got {tuple(x.shape)}")
 
 
+class RowsOperator(Operator):
+    """A, the Jacobian of the constraints, of a kind that knows S = A diag(weights) Aᵀ without being formed."""
+
+    @abstractmethod
+    def gram(self, weights: Tensor) -> Tensor:
+        """S (b, k, k), for weights (b, m)."""
+
+    def complement(self, weights: Tensor) -> Operator | None:  # noqa: ARG002
+        """S as an operator to solve with; None: nothing is known of it."""
+        return None
+
+
 def invert(operator: Operator, columns: Tensor) -> Tensor:
     """operator⁻¹ · columns, by the rule above."""
     if not is_differentiated(columns, *operator.tensors):

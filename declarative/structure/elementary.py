@@ -1,4 +1,4 @@
-"""The plainest operators: dense, and diagonal."""
+"""The plainest operators: dense, and diagonal, by its entries or by their reciprocals."""
 
 from __future__ import annotations
 
@@ -84,3 +84,37 @@ class DiagonalOperator(Operator):
 
     def is_positive_definite(self) -> Tensor:
         return (self.values > 0).all(1)
+
+
+@dataclass(frozen=True, eq=False)
+class InverseDiagonalOperator(Operator):
+    """Diagonal matrices from the reciprocals (b, *shape) of their diagonals: what a solve multiplies with. 0 stands for an infinite entry."""
+
+    inverse: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.inverse,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> InverseDiagonalOperator:
+        return InverseDiagonalOperator(*tensors)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        b, n = self.inverse.shape
+        return b, n, n
+
+    def matmul_columns(self, columns: Tensor) -> Tensor:
+        return columns / self.inverse.unsqueeze(-1)
+
+    def solve_columns(self, columns: Tensor) -> Tensor:
+        return columns * self.inverse.unsqueeze(-1)
+
+    def transpose(self) -> InverseDiagonalOperator:
+        return self
+
+    def diagonal(self) -> Tensor:
+        return self.inverse.reciprocal()
+
+    def is_positive_definite(self) -> Tensor:
+        return (self.inverse > 0).all(1)

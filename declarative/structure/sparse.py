@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from declarative.structure.base import Operator
+from declarative.structure.base import RowsOperator
 from declarative.transforms import is_wrapped
 
 
@@ -83,7 +83,7 @@ _SMALL = 200_000
 
 
 @dataclass(frozen=True, eq=False)
-class SparseOperator(Operator):
+class SparseOperator(RowsOperator):
     """Matrices (b, r, c) of one pattern.
 
     Args:

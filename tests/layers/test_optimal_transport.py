@@ -216,7 +216,7 @@ def test_near_singular_system_keeps_its_accuracy():
     """Links of 1e-12 beside masses of 0.25: the elimination that never subtracts against exact rational arithmetic."""
     from fractions import Fraction
 
-    from declarative.layers.transport.system import eliminate
+    from declarative.kkt.marginals import eliminate
 
     n = 4
     P = torch.full((1, n, n), 1e-12, dtype=F64) * (1 + torch.rand(1, n, n, dtype=F64))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from declarative.kkt.marginals import conjugate_gradients
 from declarative.layers.transport.kernel import Kernel
-from declarative.layers.transport.system import conjugate_gradients
 
 LARGE = 200  # columns from which conjugate gradients may be faster than a factor
 _STEPS = 1 / 10  # how many of their steps cost as much as a factor, for each column

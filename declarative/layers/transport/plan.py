@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from declarative.kkt.marginals import Marginals
 from declarative.layers.formula import Formula, solved
 from declarative.layers.transport.statement import Found, Transport, soft_minimum
-from declarative.layers.transport.system import Marginals
 from declarative.solution import DerivativeReport
 from declarative.transforms import is_differentiated
 

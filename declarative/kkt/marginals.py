@@ -1,4 +1,4 @@
-"""The linear system behind every derivative of a transport plan, and behind Newton's step on the dual.
+"""The linear system of sums over rows and over columns: behind every derivative of a transport plan, and behind Newton's step on the dual.
 
     K = [diag(P1)  P; Pᵀ  diag(Pᵀ1)],   singular along (1, −1) and positive semidefinite.
 
@@ -261,6 +261,63 @@ class Marginals(Operator):
             w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor, self.report)
             return w_rows, w_columns
         return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor, self.report)
+
+
+@dataclass(frozen=True, eq=False)
+class MarginalsComplement(Operator):
+    """S = A W Aᵀ, where A takes the sums of the rows and of the columns of a matrix, each with a sign, but that of the last column.
+
+    That one follows from the others: m + n − 1 rows, of full rank.
+
+    Args:
+        weights: W (b, m, n)
+        signs: those of the rows and of the columns, 1 or −1.
+    """
+
+    weights: Tensor
+    signs: tuple[int, int]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weights,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> MarginalsComplement:
+        (weights,) = tensors
+        return MarginalsComplement(weights, self.signs)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        b, m, n = self.weights.shape
+        return b, m + n - 1, m + n - 1
+
+    def transpose(self) -> MarginalsComplement:
+        return self
+
+    def _apart(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts of the rows and of the columns, without their signs."""
+        m, n = self.weights.shape[1:]
+        rows, sums = columns.split([m, n - 1], 1)
+        return self._signed(rows, sums)
+
+    def _signed(self, rows: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.signs
+        return -rows if first < 0 else rows, -sums if second < 0 else sums
+
+    def _together(self, rows: Tensor, sums: Tensor) -> Tensor:
+        return torch.cat(self._signed(rows, sums[:, :-1]), 1)
+
+    def matmul_columns(self, columns: Tensor) -> Tensor:
+        rows, sums = self._apart(columns)
+        sums = torch.nn.functional.pad(sums, (0, 0, 0, 1))
+        above = self.weights.sum(2).unsqueeze(2) * rows + self.weights @ sums
+        return self._together(above, self.weights.mT @ rows + self.weights.sum(1).unsqueeze(2) * sums)
+
+    def solve_columns(self, columns: Tensor) -> Tensor:
+        rows, sums = self._apart(columns)
+        last = rows.sum(1, keepdim=True) - sums.sum(1, keepdim=True)
+        found = Marginals(self.weights)._numbers(self.weights.sum(2), self.weights.sum(1), rows, torch.cat([sums, last], 1))
+        shift = found[1][:, -1:]
+        return self._together(found[0] + shift, found[1] - shift)
 
 
 def _by_elimination(

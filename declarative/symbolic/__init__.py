@@ -1,0 +1,5 @@
+"""The symbolic engine: state an objective in index notation, get its derivatives in closed form."""
+
+from declarative.symbolic.node import SymbolicNode
+
+__all__ = ["SymbolicNode"]
