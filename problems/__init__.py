@@ -10,6 +10,7 @@ from problems import (
     chain,
     coupled,
     cubic_root,
+    derived,
     hyperplane,
     idle_input,
     learned_energy,
@@ -52,5 +53,5 @@ _MODULES = (
 
 def catalogue() -> dict[str, Problem]:
     """Every worked problem, by name."""
-    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS, *top_k.PROBLEMS]
+    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS, *top_k.PROBLEMS, *derived.PROBLEMS]
     return {problem.name: problem for problem in problems}

@@ -98,4 +98,4 @@ class SymbolicBlocks:
             at = self.linearise(problem, nothing, None, None)
             rows, columns = (s * part.flatten(1) for s, part in zip(found.signs, at.families(), strict=True))
         apart = (rows.sum(1) - columns.sum(1)).abs()
-        return apart > torch.finfo(apart.dtype).eps ** 0.25 * torch.maximum(rows.abs().sum(1), columns.abs().sum(1))
+        return apart > torch.finfo(apart.dtype).eps ** (1 / 6) * torch.maximum(rows.abs().sum(1), columns.abs().sum(1))
