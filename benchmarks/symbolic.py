@@ -4,6 +4,8 @@ Timed is the backward call. A derived layer is stated by its objective and const
 so that both differentiate at the same point.
 """
 
+# sympy annotates most results as Basic.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import time

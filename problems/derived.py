@@ -11,6 +11,8 @@
 Source: the closed forms are those of linear least squares, of softmax.py and of optimal_transport.py.
 """
 
+# sympy annotates most results as Basic.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import sympy

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from declarative.problem import Problem
 from declarative.structure.base import Operator, RowsOperator
-from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, SampleMask, Values, Variables
+from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Values, Variables
 
 
 class ClosedForm(Protocol):
@@ -39,8 +39,8 @@ class ClosedForm(Protocol):
         """The KKT system at a point."""
         ...
 
-    def contradictory(self, problem: Problem) -> SampleMask | None:
-        """(b,) samples whose constraints contradict each other, whatever y is; None: that cannot happen, or is not known."""
+    def contradiction(self, problem: Problem) -> Values | None:
+        """(b,) by how much the constraints contradict each other, whatever y is, relative to their terms; None: that cannot happen, or is not known."""
         ...
 
 

@@ -29,6 +29,8 @@ from declarative.transforms import yields_duals
 
 # The interior point method ends at a positive barrier parameter; these steps remove it. They stop by themselves.
 _STEPS_AFTER_BARRIER = 4
+# An equation that is left out because it follows from the others may be off by so much: by rounding, or in a finite difference.
+_CONTRADICTION = 0.05
 
 
 def solve_to_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int], solver: Solver, polish_steps: int, check_captured: bool) -> Solved:
@@ -61,9 +63,10 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     point = _measured(optimality, equality, inequality, found, solver)
     believed = None if isinstance(solver, IterativeSolver) else found.status
     point = replace(point, status=_explain_violations(problem, point.y, optimality.p, point.status, point.violation, believed))
-    if problem.node.blocks is not None and (contradictory := problem.node.blocks.contradictory(problem)) is not None:
-        excused = contradictory & (point.status == Status.CONVERGED)
-        point = replace(point, status=torch.where(excused, int(Status.INFEASIBLE), point.status))
+    if problem.node.blocks is not None and (apart := problem.node.blocks.contradiction(problem)) is not None:
+        contradictory = (apart > _CONTRADICTION) & (point.status == Status.CONVERGED)
+        status = torch.where(contradictory, int(Status.INFEASIBLE), point.status)
+        point = replace(point, status=status, violation=torch.maximum(point.violation, apart))
     return Solved(point, layout, optimality.at if wanted else None, None if steps else found.workspace)
 
 

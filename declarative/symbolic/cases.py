@@ -1,4 +1,4 @@
-"""Piecewise expressions: torch.where, with the branches that are not taken kept from spoiling derivatives."""
+"""Cases: torch.where, with the branches that are not taken kept from spoiling derivatives."""
 
 # sympy annotates most results as Basic.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
@@ -8,11 +8,12 @@ import sympy
 
 from declarative.symbolic.contractions import Contractions
 from declarative.symbolic.elementwise import Value
+from declarative.symbolic.functions import Cases
 
 _COMPARISONS = {sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">=", sympy.Eq: "==", sympy.Ne: "!="}
 
 
-class Cases(Contractions):
+class Choices(Contractions):
     """Writes lines that choose."""
 
     def _guarded(self, inner: Value) -> Value:
@@ -22,9 +23,9 @@ class Cases(Contractions):
         axes = self._union([self._only, inner])
         return Value(self._lines.name(f"torch.where({self._aligned(self._only, axes)}, {self._aligned(inner, axes)}, 1.0)"), axes)
 
-    def _piecewise(self, e: sympy.Piecewise) -> Value:
+    def _cases(self, e: Cases) -> Value:
         outer, before, branches = self._only, None, []
-        for expression, condition in e.args:
+        for expression, condition in e.pairs:
             here = None if condition == True else self._condition(condition)  # noqa: E712
             taken = here if before is None else self._without(before) if here is None else self._both(here, self._without(before))
             self._only = taken if outer is None else outer if taken is None else self._both(outer, taken)
@@ -33,12 +34,12 @@ class Cases(Contractions):
             if here is None:
                 break
             before = here if before is None else self._either(before, here)
-        if branches[-1][0] is not None:
-            branches.append((None, Value("float('nan')", number=True)))
         total = branches[-1][1]
         for condition, value in reversed(branches[:-1]):
             if condition is None:
                 continue
+            if value.number and total.number:
+                total = self._tensor(total)  # of two numbers torch.where would choose the dtype itself
             axes = self._union([v for v in (condition, value, total) if not v.number])
             codes = ", ".join(self._aligned(v, axes) for v in (condition, value, total))
             total = Value(self._lines.name(f"torch.where({codes})"), axes)

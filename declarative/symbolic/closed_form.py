@@ -9,17 +9,18 @@ from dataclasses import replace
 from functools import cached_property
 
 import sympy
-from sympy import Expr, Piecewise, Symbol
+from sympy import Expr, Symbol
 from torch import Tensor
 
 from declarative.symbolic.arrays import Array
 from declarative.symbolic.blocks import Blocks, expression
 from declarative.symbolic.complement import Complement, complement, complement_outputs
+from declarative.symbolic.functions import Cases
 from declarative.symbolic.sizes import evaluate, read_sizes
 from declarative.symbolic.source import Code, Output, Wanted, write, write_two
 from declarative.symbolic.statement import Statement
 from declarative.symbolic.structure import Structure, hessian_structure
-from declarative.symbolic.terms import Term, Terms, collapse
+from declarative.symbolic.terms import Term, Terms, collapse, on_diagonal
 
 
 class ClosedForm:
@@ -78,11 +79,11 @@ class ClosedForm:
             return None
         found = []
         for k in range(len(self.statement.variables)):
-            terms = self.structure.diagonal if len(self.statement.variables) == 1 else self.blocks.hessian[k, k]
+            terms = [on_diagonal(t, self.blocks.columns[k]) for t in self.blocks.hessian[k, k]]
             if any(t.bound or t.guards for t in terms) or not terms:
                 return None
             coefficient = sympy.Add(*(t.coefficient for t in terms))
-            if coefficient.has(Piecewise):
+            if coefficient.has(Cases):
                 return None
             found.append([Term(sympy.factor(sympy.together(1 / coefficient)) if len(coefficient.args) < 12 else 1 / coefficient)])
         return tuple(found)
@@ -154,7 +155,7 @@ class ClosedForm:
         def outputs() -> list[Output]:
             if len(self.statement.variables) == 1:
                 return [(self.structure.diagonal, b.rows[0])]
-            return [([Term(t.coefficient, t.bound, (), t.guards) for t in b.hessian[k, k]], p) for k, p in enumerate(b.rows)]
+            return [([on_diagonal(t, b.columns[k]) for t in b.hessian[k, k]], p) for k, p in enumerate(b.rows)]
 
         return self._code("hessian_diagonal", outputs, "diagonal of H")
 
@@ -208,7 +209,7 @@ class ClosedForm:
                     ((first, second),) = t.deltas
                     sign = (second - first) if first.has(row) else (first - second)  # q − p − c = 0
                     if -(sign - column + row) == offset:
-                        terms.append(Term(t.coefficient, t.bound, (), t.guards))
+                        terms.append(on_diagonal(t, b.columns[0]))
                 found.append((terms, (row,)))
             return found
 

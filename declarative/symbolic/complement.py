@@ -12,7 +12,7 @@ from sympy import Symbol
 from declarative.symbolic.arrays import Array
 from declarative.symbolic.source import Output
 from declarative.symbolic.statement import Statement
-from declarative.symbolic.terms import Term, Terms, product
+from declarative.symbolic.terms import Term, Terms, on_diagonal, product
 
 if TYPE_CHECKING:
     from declarative.symbolic.closed_form import ClosedForm
@@ -102,7 +102,7 @@ def complement_outputs(found: Complement, statement: Statement) -> list[Output]:
     for k, c in enumerate(families):
         for j in range(k, len(families)):
             if j == k and k in found.diagonal:
-                outputs.append(([Term(t.coefficient, t.bound, (), t.guards) for t in found.blocks[k, k]], c.free))
+                outputs.append(([on_diagonal(t, found.columns[k]) for t in found.blocks[k, k]], c.free))
             else:
                 outputs.append((found.blocks[k, j], (*c.free, *found.columns[j])))
     return outputs

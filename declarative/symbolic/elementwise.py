@@ -59,7 +59,7 @@ class Elementwise(ABC):
         self._priority = {s: k for k, s in enumerate(priority)}
         self._ranges = ranges or {}
         self._only: Value | None = None
-        self._memo: dict[tuple[Expr, str | None], Value] = {}
+        self._memo: dict[tuple[Expr, Value | None], Value] = {}
 
     @abstractmethod
     def _lowered(self, e: Expr) -> Value:
@@ -67,7 +67,7 @@ class Elementwise(ABC):
 
     def value(self, expression: Expr) -> Value:
         """The value of an expression."""
-        key = (expression, self._only.code if self._only else None)
+        key = expression, self._only
         if key not in self._memo:
             self._memo[key] = self._lowered(expression)
         return self._memo[key]
@@ -154,10 +154,8 @@ class Elementwise(ABC):
         if len(part) != 2 or len(axes) < 2 or any(v.number for v, _ in part):
             return None
         for (one, negative), (other, minus) in (part, part[::-1]):
-            if other.code in self._lines.products and tuple(other.axes) == tuple(axes) and not negative and one.code not in self._lines.products:
+            if other.code in self._lines.products and tuple(other.axes) == tuple(axes) and not negative:
                 first, second = self._lines.products[other.code]
-                if any(x.replace(".", "").isdigit() for x in (first, second)):
-                    return None
                 return f"torch.addcmul({self._aligned(one, axes)}, {first}, {second}{', value=-1' if minus else ''})"
         return None
 
@@ -179,7 +177,7 @@ class Elementwise(ABC):
             else:
                 code = " * ".join(above or ["1"]) + (f" / {below[0]}" if len(below) == 1 else f" / ({' * '.join(below)})" if below else "")
             partial = [(Value(self._lines.name(code), axes), False)]
-            if len(above) == 2 and not below:
+            if len(above) == 2 and not below and not any(v.number for v, _ in part):
                 self._lines.products[partial[0][0].code] = (above[0], above[1])
         return partial[0][0]
 

@@ -50,6 +50,65 @@ class logsumexp(Function):  # noqa: N801
         return printer._print(sympy.log(Sum(sympy.exp(total.function), *total.limits)))
 
 
+class Cases(Expr):
+    """Cases((e₁, c₁), (e₂, c₂), …): the first e whose condition holds; sympy's `Piecewise`, but left where it is written.
+
+    sympy moves a Piecewise out of the sums around it, and an index of an inner sum with it. So a Piecewise inside two sums may not be what was
+    written; Cases is.
+    """
+
+    def __new__(cls, *pairs: Any) -> Any:
+        kept: list[tuple[Any, Any]] = []
+        for e, condition in pairs:
+            if condition == False:  # noqa: E712
+                continue
+            kept.append((sympy.sympify(e), sympy.sympify(condition)))
+            if condition == True:  # noqa: E712
+                break
+        if kept and (kept[0][1] == True or (kept[-1][1] == True and all(e == kept[0][0] for e, _ in kept))):  # noqa: E712
+            return kept[0][0]
+        if not kept or kept[-1][1] != True:  # noqa: E712
+            kept.append((sympy.nan, sympy.true))
+        return super().__new__(cls, *(sympy.Tuple(e, c) for e, c in kept))
+
+    is_commutative = True
+
+    @property
+    def pairs(self) -> list[tuple[Expr, Any]]:
+        """(expression, condition) of each branch; the last condition is true."""
+        return [(pair[0], pair[1]) for pair in self.args]
+
+    def mapped(self, function: Any) -> Expr:
+        """With the function of every branch."""
+        return Cases(*((function(e), c) for e, c in self.pairs))
+
+    def _eval_derivative(self, s: Any) -> Expr:
+        return self.mapped(lambda e: sympy.diff(e, s))
+
+    def as_piecewise(self) -> Any:
+        """What sympy itself calls it."""
+        return sympy.Piecewise(*((e, c) for e, c in self.pairs if e is not sympy.nan), evaluate=False)
+
+    def _latex(self, printer: Any, exp: Any = None) -> str:
+        text = printer._print(self.as_piecewise())
+        return text if exp is None else rf"\left({text}\right)^{{{exp}}}"
+
+    def _sympystr(self, printer: Any) -> str:
+        return printer._print(self.as_piecewise())
+
+    def _pretty(self, printer: Any) -> Any:
+        return printer._print(self.as_piecewise())
+
+
+def escaped(e: sympy.Basic) -> sympy.Basic | None:
+    """A Piecewise whose condition holds an index that its own branches sum over: sympy has moved it out of that sum."""
+    for piece in e.atoms(sympy.Piecewise):
+        bound = {limit[0] for total in piece.atoms(Sum, sympy.Product) for limit in total.limits}
+        if any(bound & condition.free_symbols for _, condition in piece.args):
+            return piece
+    return None
+
+
 def _one_plus_exp(e: Expr) -> Expr | None:
     """z of 1 + exp z."""
     if isinstance(e, Add) and len(e.args) == 2 and sympy.S.One in e.args:

@@ -15,9 +15,9 @@ from dataclasses import replace
 import sympy
 from sympy import Expr, Indexed, KroneckerDelta, Product, Sum, Symbol
 
-from declarative.symbolic.cases import Cases
+from declarative.symbolic.cases import Choices
 from declarative.symbolic.elementwise import Value
-from declarative.symbolic.functions import logistic, logsumexp, softplus
+from declarative.symbolic.functions import Cases, logistic, logsumexp, softplus
 from declarative.symbolic.terms import Term
 
 _METHODS: dict[type, str] = {
@@ -42,10 +42,10 @@ _METHODS: dict[type, str] = {
     sympy.sign: "sign",
     logistic: "sigmoid",
 }
-SUPPORTED = (*_METHODS, softplus, sympy.Max, sympy.Min, sympy.Piecewise, sympy.polygamma, sympy.atan2, KroneckerDelta, sympy.Heaviside)
+SUPPORTED = (*_METHODS, softplus, sympy.Max, sympy.Min, sympy.Piecewise, Cases, sympy.polygamma, sympy.atan2, KroneckerDelta, sympy.Heaviside)
 
 
-class Lowering(Cases):
+class Lowering(Choices):
     """Writes the lines that compute expressions and sums of terms."""
 
     def terms(self, terms: Sequence[Term], axes: Sequence[Symbol]) -> str:
@@ -76,20 +76,20 @@ class Lowering(Cases):
         return Value(code, tuple(axes))
 
     def _with_deltas(self, coefficient: Expr, deltas: Sequence[tuple[Expr, Expr]]) -> Value:
-        values = [] if coefficient == 1 and deltas else [self.value(coefficient)]
-        for a, b in deltas:
-            own = self._indices.of(coefficient) | set(values[0].axes if values else ())
-            if values and len(own) == 1 and a in own and b not in own and self._indices.is_index(b) and self._range(a) == self._range(b):  # pyright: ignore[reportArgumentType]
-                values = [Value(self._lines.name(f"torch.diag_embed({values[0].code})"), (a, b))]  # pyright: ignore[reportArgumentType]
-            else:
-                values.append(self.value(KroneckerDelta(a, b)))
-        return values[0] if len(values) == 1 else self._product(values)
+        if coefficient == 1 and deltas:
+            return self._product([self.value(KroneckerDelta(a, b)) for a, b in deltas])
+        value = self.value(coefficient)
+        if len(deltas) == 1 and len(value.axes) == 1:
+            (a, b), own = deltas[0], value.axes[0]
+            if own in (a, b) and self._indices.is_index(a) and self._indices.is_index(b) and self._range(a) == self._range(b):
+                return Value(self._lines.name(f"torch.diag_embed({value.code})"), (own, b if own == a else a))
+        return self._product([value, *(self.value(KroneckerDelta(a, b)) for a, b in deltas)]) if deltas else value
 
     def scalar(self, expression: Expr) -> str:
         """A value without axes, as a tensor."""
         return self._expanded(self.value(expression), ())
 
-    def _lowered(self, e: Expr) -> Value:  # noqa: C901
+    def _lowered(self, e: Expr) -> Value:
         if isinstance(e, Symbol) and self._indices.is_index(e):
             over = self._range(e)
             span = f"{self._size(over.lower)}, {self._size(over.upper + 1)}"
@@ -100,6 +100,9 @@ class Lowering(Cases):
             return self._read(e)
         if not any(s in self._arrays or self._indices.is_index(s) for s in e.free_symbols) and not e.has(Sum, Product):
             return self._number(e)
+        return self._composite(e)
+
+    def _composite(self, e: Expr) -> Value:
         if isinstance(e, sympy.Add):
             negative = [part.as_coeff_Mul()[0].is_negative is True for part in e.args]
             return self._sum_of([self.value(-part if n else part) for part, n in zip(e.args, negative, strict=True)], negative)
@@ -117,18 +120,15 @@ class Lowering(Cases):
         return self._function(e)
 
     def _number(self, e: Expr) -> Value:
-        e = e.xreplace(self._numbers)
-        if e.is_number and not e.is_Rational:
-            return Value(repr(float(e)), number=True)
+        """Of numbers and sizes alone: a Python number where its operations are Python's own, else a tensor."""
+        e = e.xreplace(self._numbers).replace(lambda x: x.is_number and not x.is_Rational, lambda x: sympy.Float(x, 17))
         if e.is_Rational:
             return Value(str(e) if e.is_Integer else f"({e.p} / {e.q})" if e.q & (e.q - 1) else repr(float(e)), number=True)
+        if e.is_number:
+            return Value(repr(float(e)), number=True)
         if e.is_rational_function():
             return Value(sympy.sstr(e) if isinstance(e, Symbol) else f"({sympy.sstr(e)})", number=True)
-        # A function of sizes: evaluated in the problem's own dtype.
-        tensors = {s: Value(self._lines.name(f"{self._like}.new_tensor({s})")) for s in e.free_symbols}
-        for symbol, value in tensors.items():
-            self._memo[(symbol, self._only.code if self._only else None)] = value  # pyright: ignore[reportArgumentType]
-        return self._pow(e) if isinstance(e, sympy.Pow) else self._mul(e) if isinstance(e, sympy.Mul) else self._function(e)
+        return self._composite(e)
 
     def _read(self, e: Indexed) -> Value:
         array = self._arrays[e.base.label]
@@ -198,8 +198,10 @@ class Lowering(Cases):
             return Value(self._lines.name(f"{self._aligned(inner, axes)} ** {self._aligned(other, axes)}"), axes)
         if exponent.is_negative or not exponent.is_integer:
             inner = self._guarded(inner)
+        if exponent < -1:
+            return self._product([], [self.value(base**-exponent)])
         half = exponent - sympy.Rational(1, 2)
-        if half.is_Integer and abs(exponent) > 1:  # x^(k + ½): torch has no fast way for it, and the root may be there already
+        if half.is_Integer and exponent > 1:  # x^(k + ½): torch has no fast way for it, and the root may be there already
             root = Value(self._lines.name(f"{inner.code}.sqrt()"), inner.axes)
             whole = inner if half == 1 else Value(self._lines.name(f"{inner.code}.pow({half})"), inner.axes)
             return Value(self._lines.name(f"{root.code} * {whole.code}"), inner.axes)
@@ -221,8 +223,8 @@ class Lowering(Cases):
             return Value(self._lines.name(f"torch.logaddexp({inner.code}, {inner.code}.new_zeros(()))"), inner.axes)
         if isinstance(e, sympy.Max | sympy.Min):
             return self._fold("maximum" if isinstance(e, sympy.Max) else "minimum", [self.value(a) for a in e.args])
-        if isinstance(e, sympy.Piecewise):
-            return self._piecewise(e)
+        if isinstance(e, Cases):
+            return self._cases(e)
         return self._special(e)
 
     def _special(self, e: Expr) -> Value:
@@ -237,7 +239,7 @@ class Lowering(Cases):
             return Value(self._lines.name(f"{condition.code}.to({self._like}.dtype)"), condition.axes)
         if isinstance(e, sympy.Heaviside):
             inner = self.value(e.args[0])
-            return Value(self._lines.name(f"torch.heaviside({inner.code}, {inner.code}.new_full((), 0.5))"), inner.axes)
+            return Value(self._lines.name(f"0.5 * ({inner.code}.sign() + 1)"), inner.axes)
         if isinstance(e, sympy.polygamma):
             inner = self.value(e.args[1])
             return Value(self._lines.name(f"torch.special.polygamma({e.args[0]}, {inner.code})"), inner.axes)

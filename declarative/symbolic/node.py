@@ -48,7 +48,7 @@ class SymbolicNode(DeclarativeNode):
         solver, differentiation, polish: as for every node.
 
     Constraints that fix the sums of both the rows and the columns are redundant: the last equation follows from the others, and is left
-    out. Samples whose totals differ by more than eps^⅙ (0.25 % in float64, 7 % in float32) are `Status.INFEASIBLE`.
+    out. How far the totals differ is in `Solution.violation`; samples where it is more than 5 % are `Status.INFEASIBLE`.
 
     Shapes:
         Inputs batch first, one axis for each index. y (b, *sizes), or a tuple. Multipliers: family by family, indices in the

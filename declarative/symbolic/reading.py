@@ -14,11 +14,12 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Equality, GreaterThan, LessThan, StrictGreaterThan, StrictLessThan
 
 from declarative.symbolic.arrays import Array
-from declarative.symbolic.functions import stable
+from declarative.symbolic.functions import Cases, escaped, stable
 from declarative.symbolic.indices import Indices, Range
 from declarative.symbolic.lowering import SUPPORTED
 from declarative.symbolic.statement import Constraint, Statement
 
+_CASES = "Write declarative.symbolic.Cases in place of Piecewise: it stays where it is written"
 _ARITHMETIC = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Number, sympy.NumberSymbol, Symbol, Indexed, IndexedBase, Sum, Product, sympy.Tuple)
 _LOGIC = (sympy.logic.boolalg.Boolean, sympy.functions.elementary.piecewise.ExprCondPair)
 _LOCALS = """torch batch inverse row_sums column_sums row_side column_side reduced right_side solved primal dual count kkt hessian_matrix jacobian_matrix
@@ -77,7 +78,8 @@ class Reader:
         statement.objective = read[0]
         free = self.indices.of(read[0])
         if free:
-            raise ValueError(f"the objective depends on the index {_named(free)} outside of every Sum: it must be one number; sum over {_named(free)}")
+            hint = f". If you did: sympy moves a Piecewise out of inner sums. {_CASES}" if objective.has(sympy.Piecewise) else ""
+            raise ValueError(f"the objective depends on the index {_named(free)} outside of every Sum: it must be one number; sum over {_named(free)}{hint}")
         rows = []
         for k, e in enumerate(read[1:]):
             rows.append(self._constraint(labels[k + 1], e, k < len(equality), statement))
@@ -185,6 +187,9 @@ class Reader:
     # Reading
 
     def _read(self, label: str, e: Expr) -> Expr:
+        moved = escaped(e)
+        if moved is not None:
+            raise ValueError(f"{label}: sympy has moved the Piecewise {moved} out of a sum that it stood in, which changes what it says. {_CASES}")
         return stable(self._rebuilt(label, e, dict(self._fixed)))
 
     def _rebuilt(self, label: str, e: sympy.Basic, names: dict[Any, Any]) -> Any:
@@ -200,11 +205,16 @@ class Reader:
             return self._free(e, self._range_of(e.lower, e.upper))
         if isinstance(e, Symbol):
             return self._plain(label, e)
+        self._refuse(label, e)
+        if isinstance(e, sympy.Piecewise | Cases):
+            return Cases(*((self._rebuilt(label, pair[0], names), self._rebuilt(label, pair[1], names)) for pair in e.args))
+        return e.func(*(self._rebuilt(label, a, names) for a in e.args)) if e.args else e
+
+    def _refuse(self, label: str, e: sympy.Basic) -> None:
         if isinstance(e, AppliedUndef):
             raise ValueError(f"{label}: {e} is an unknown function; write out what it is")
         if not isinstance(e, (*_ARITHMETIC, *_LOGIC, *SUPPORTED)):
             raise ValueError(f"{label}: {type(e).__name__} in {e} has no derivative, or no counterpart in torch")
-        return e.func(*(self._rebuilt(label, a, names) for a in e.args)) if e.args else e
 
     def _plain(self, label: str, e: Symbol) -> Symbol:
         if e in self._arrays:
@@ -262,7 +272,7 @@ class Reader:
             over = Range(offset, offset) if symbol is None else self.indices.ranges[symbol].shifted(offset)
             inside = axis.covers(over)
             if not inside:
-                certain = "" if inside is False else ", which need not be the same"
+                certain = "" if inside is False else ", which need not be the same (a size that is always the same is given by sizes={n: …})"
                 raise ValueError(
                     f"{label}: in {e} the index {index} runs over {over}, but axis {k} of {array} over {axis}{certain}. Correct a Sum's limits or an Idx's size"
                 )

@@ -7,15 +7,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import sympy
-from sympy import Expr
+from sympy import Dummy, Expr, Product, Sum
 
-from declarative.symbolic.functions import stable
+from declarative.symbolic.functions import Cases, logsumexp, stable
 from declarative.symbolic.terms import Term
 
 
 def simplified(term: Term) -> Term:
     """Common factors out of sums, stable functions."""
-    coefficient = stable(sympy.factor_terms(term.coefficient, sign=False))
+    # What is inside of a sum or of cases stays as it is: a factor may be taken out of neither.
+    opaque: dict[sympy.Basic, Dummy] = {}
+    _hide(term.coefficient, opaque)
+    coefficient = sympy.factor_terms(term.coefficient.xreplace(opaque), sign=False).xreplace({z: e for e, z in opaque.items()})
+    coefficient = stable(coefficient)
     return replace(term, coefficient=_signed(coefficient))
 
 
@@ -27,3 +31,11 @@ def _signed(e: Expr) -> Expr:
             sign, factor = -sign, -factor
         factors.append(factor)
     return sympy.Mul(sign, *factors)
+
+
+def _hide(e: sympy.Basic, opaque: dict[sympy.Basic, Dummy]) -> None:
+    if isinstance(e, Sum | Product | logsumexp | Cases):
+        opaque.setdefault(e, Dummy())
+        return
+    for part in e.args:
+        _hide(part, opaque)

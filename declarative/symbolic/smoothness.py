@@ -15,7 +15,7 @@ import sympy
 from sympy import Dummy, Expr, Indexed, Product, Sum, Symbol
 from sympy.core.relational import Relational
 
-from declarative.symbolic.functions import logsumexp
+from declarative.symbolic.functions import Cases, logsumexp
 from declarative.symbolic.statement import Statement
 
 _TRIES, _STEP, _TOLERANCE = 24, 1e-4, 2e-3
@@ -75,10 +75,15 @@ def _kinks(e: sympy.Basic) -> Iterator[tuple[sympy.Basic, Expr]]:
         elif isinstance(part, sympy.Max | sympy.Min):
             for other in part.args[1:]:
                 yield part, part.args[0] - other  # pyright: ignore[reportReturnType, reportOperatorIssue]
-        elif isinstance(part, sympy.Piecewise):
-            for _, condition in part.args:
+        elif isinstance(part, Cases):
+            for _, condition in part.pairs:
                 for relation in condition.atoms(Relational):
                     yield part, relation.lhs - relation.rhs
+
+
+def _numeric(e: Expr) -> Expr:
+    """With sympy's own cases, which it can evaluate."""
+    return e.replace(lambda x: isinstance(x, Cases), lambda x: x.as_piecewise()).replace(lambda x: isinstance(x, sympy.DiracDelta), lambda x: sympy.S.Zero)  # noqa: ARG005
 
 
 def _samples(atoms: dict[sympy.Basic, Dummy], generator: np.random.Generator) -> dict[Dummy, float]:
@@ -92,7 +97,7 @@ def _samples(atoms: dict[sympy.Basic, Dummy], generator: np.random.Generator) ->
 
 def _jump(e: Expr, gap: Expr, z: Dummy, order: list[Dummy], atoms: dict[sympy.Basic, Dummy]) -> tuple[float, str] | None:
     """By how much ∂e/∂z (or e) jumps, in the direction of growing z, at points with gap = 0; None: nowhere that was found."""
-    value, distance = (sympy.lambdify(order, x, _NUMERIC) for x in (e, gap))
+    value, distance = (sympy.lambdify(order, _numeric(x), _NUMERIC) for x in (e, gap))
     generator, worst = np.random.default_rng(0), None
     for _ in range(_TRIES):
         at = _samples(atoms, generator)
@@ -134,10 +139,13 @@ def _roots(function: Callable[[float], float]) -> list[float]:
 
 def _direction(e: Expr, z: Dummy, atoms: dict[sympy.Basic, Dummy]) -> int:
     """The sign of ∂e/∂z, 0 if it has both."""
-    slope = sympy.lambdify(list(atoms.values()), sympy.diff(e, z), _NUMERIC)
+    slope = sympy.lambdify(list(atoms.values()), _numeric(sympy.diff(e, z)), _NUMERIC)
     generator, signs = np.random.default_rng(1), set()
     for _ in range(8):
         with np.errstate(all="ignore"):
-            signs.add(int(np.sign(np.real(slope(*(_samples(atoms, generator)[s] for s in atoms.values()))))))
+            drawn = _samples(atoms, generator)
+            value = float(np.real(slope(*(drawn[z] for z in atoms.values()))))
+            if np.isfinite(value):
+                signs.add(int(np.sign(value)))
     signs -= {0}
     return signs.pop() if len(signs) == 1 else 0

@@ -12,7 +12,7 @@ from sympy import Expr, Symbol
 
 from declarative.symbolic.blocks import Blocks
 from declarative.symbolic.indices import Indices
-from declarative.symbolic.terms import Term, Terms
+from declarative.symbolic.terms import Term, Terms, on_diagonal
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _diagonal_or_banded(terms: Terms, pairs: list[dict[int, int]], rows: tuple[S
         if len(rows) > 1:
             return Structure("dense", "dense", constant=constant, obstacle=_shown(terms[reach.index(max(reach))], blocks))
         return Structure("banded", f"banded, {2 * max(reach) + 1} diagonals", offset=max(reach), constant=constant)
-    plain = [Term(t.coefficient, t.bound, (), t.guards) for t in terms]
+    plain = [on_diagonal(t, blocks.columns[0]) for t in terms]
     if any(t.guards or indices.of(t.coefficient) & set(rows) for t in terms):
         return Structure("diagonal", "diagonal", plain, constant=constant)
     if len(plain) == 1 and plain[0].coefficient == 1 and not plain[0].bound:
@@ -139,7 +139,7 @@ def _blocks(terms: Terms, common: tuple[int, ...], rows: tuple[Symbol, ...], col
 
 def _low_rank(terms: Terms, pairs: list[dict[int, int]], rows: tuple[Symbol, ...], columns: tuple[Symbol, ...], constant: bool, blocks: Blocks) -> Structure:
     indices, every = blocks.statement.indices, len(rows)
-    diagonal = [Term(t.coefficient, t.bound, (), t.guards) for t, p in zip(terms, pairs, strict=True) if len(p) == every]
+    diagonal = [on_diagonal(t, columns) for t, p in zip(terms, pairs, strict=True) if len(p) == every]
     factors: list[Factor] = []
     for term, p in zip(terms, pairs, strict=True):
         if len(p) == every:
@@ -169,9 +169,17 @@ def _factors(term: Term, rows: tuple[Symbol, ...], columns: tuple[Symbol, ...], 
 
 def _split(coefficient: Expr, rows: tuple[Symbol, ...], columns: tuple[Symbol, ...], indices: Indices) -> tuple[Expr, Expr] | None:
     left, right = sympy.S.One, sympy.S.One
-    spread = sympy.expand_power_base(sympy.expand_power_exp(coefficient), force=True)
-    for factor in sympy.Mul.make_args(spread):
+    factors = list(sympy.Mul.make_args(sympy.expand_power_base(coefficient, force=True)))
+    while factors:
+        factor = factors.pop(0)
         own = indices.of(factor)
+        if own & set(columns) and own & set(rows) and isinstance(factor, sympy.exp) and isinstance(factor.args[0], sympy.Add):
+            # Of a sum of functions of p and of q; no further, or its parts would overflow.
+            parts = [part for part in factor.args[0].args if indices.of(part) & set(columns)]
+            factors = [sympy.exp(sympy.Add(*parts)), sympy.exp(factor.args[0] - sympy.Add(*parts)), *factors]
+            if parts and sympy.Add(*parts) != factor.args[0]:
+                continue
+            return None
         if own & set(columns):
             if own & set(rows):
                 return None

@@ -88,8 +88,8 @@ class SymbolicBlocks:
                 raise TypeError(f"{problem.name}: the constant {a} of its blocks requires grad; make it an input of both statements")
         return SymbolicLinearisation(self.form, problem, places, values, shapes, y, (equality, inequality), wanted)
 
-    def contradictory(self, problem: Problem) -> Tensor | None:
-        """(b,) samples where the sums of the rows and of the columns are asked to have different totals."""
+    def contradiction(self, problem: Problem) -> Tensor | None:
+        """(b,) the difference of the totals that the sums of the rows and of the columns are asked to have, relative to these."""
         found = self.form.complement
         if self.form.dropped is None or found is None:
             return None
@@ -97,5 +97,5 @@ class SymbolicBlocks:
             nothing = problem.like.new_zeros(problem.batch, self._shapes_of(problem).size)
             at = self.linearise(problem, nothing, None, None)
             rows, columns = (s * part.flatten(1) for s, part in zip(found.signs, at.families(), strict=True))
-        apart = (rows.sum(1) - columns.sum(1)).abs()
-        return apart > torch.finfo(apart.dtype).eps ** (1 / 6) * torch.maximum(rows.abs().sum(1), columns.abs().sum(1))
+        total = torch.maximum(rows.abs().sum(1), columns.abs().sum(1))
+        return (rows.sum(1) - columns.sum(1)).abs() / torch.where(total > 0, total, 1.0)

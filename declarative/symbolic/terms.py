@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import sympy
 from sympy import Dummy, Expr, Indexed, KroneckerDelta, Product, Sum, Symbol
 
-from declarative.symbolic.functions import logsumexp
+from declarative.symbolic.functions import Cases, logsumexp
 from declarative.symbolic.indices import Indices, Range
 
 
@@ -43,7 +43,7 @@ class Term:
         for a, b in self.deltas:
             inner = inner * KroneckerDelta(a, b)
         for symbol, over in self.guards:
-            inner = sympy.Piecewise((inner, sympy.And(symbol >= over.lower, symbol <= over.upper)), (0, True))
+            inner = Cases((inner, sympy.And(symbol >= over.lower, symbol <= over.upper)), (0, True))
         return inner
 
     def renamed(self, names: dict[Symbol, Expr]) -> Term:
@@ -53,6 +53,18 @@ class Term:
 
 
 Terms = list[Term]
+
+
+def on_diagonal(term: Term, columns: Sequence[Symbol]) -> Term:
+    """The term where its deltas are 1, without its column indices."""
+    names: dict[Symbol, Expr] = {}
+    for a, b in term.deltas:
+        for one, other in ((a, b), (b, a)):
+            symbol = next((s for s in one.free_symbols if s in columns), None)
+            if symbol is not None:
+                names[symbol] = other - (one - symbol)
+                break
+    return replace(term, coefficient=term.coefficient.xreplace(names), deltas=())
 
 
 def differentiate(terms: Iterable[Term], variable: Symbol, target: Sequence[Symbol], indices: Indices) -> Terms:
@@ -119,7 +131,7 @@ def _derivative_of_atom(atom: sympy.Basic, variable: Symbol, target: Sequence[Sy
         # The product of the OTHER factors, so that a factor of zero is no division by zero.
         others = {s: indices.fresh(s, indices.ranges[s]) for s, *_ in inner.limits}
         same = sympy.And(*(sympy.Eq(others[s], own[s]) for s, *_ in inner.limits))
-        factor = sympy.Piecewise((1, same), (inner.function.xreplace(others), True))
+        factor = Cases((1, same), (inner.function.xreplace(others), True))
         around = Product(factor, *((others[s], low, high) for s, low, high in inner.limits))
     return [replace(t, coefficient=around * t.coefficient, bound=(*own.values(), *t.bound)) for t in _derivative(body, variable, target, indices)]
 

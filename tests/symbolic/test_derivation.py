@@ -12,7 +12,7 @@ from matplotlib.mathtext import MathTextParser
 from sympy import Idx, IndexedBase, Sum, symbols
 from torch.func import grad, hessian, jacrev
 
-from declarative.symbolic import SymbolicNode
+from declarative.symbolic import Cases, SymbolicNode
 from declarative.symbolic.derivation.rendering import Formula
 
 m, n, N, C = symbols("m n N C", integer=True, positive=True)
@@ -178,7 +178,7 @@ def evaluated(e, known):
         return math.fsum(parts) if isinstance(e, Sum) else math.prod(parts)
     if isinstance(e, sympy.KroneckerDelta):
         return float(evaluated(e.args[0], known) == evaluated(e.args[1], known))
-    if isinstance(e, sympy.Piecewise):
+    if isinstance(e, sympy.Piecewise | Cases):
         return next(evaluated(value, known) for value, condition in e.args if holds(condition, known))
     args = [evaluated(a, known) for a in e.args]
     if e.is_Add or e.is_Mul:

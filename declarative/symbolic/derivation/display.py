@@ -16,8 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import sympy
 from sympy import Add, Expr, Indexed, IndexedBase, Mul, Product, Sum, Symbol
+from sympy.logic.boolalg import Boolean
 
 from declarative.symbolic.arrays import Array
+from declarative.symbolic.functions import Cases
 from declarative.symbolic.indices import Indices
 from declarative.symbolic.terms import Term
 
@@ -41,7 +43,7 @@ def _written(term: Term, indices: Indices) -> Expr:
     if not conditions:
         return inner
     sign = -1 if inner.could_extract_minus_sign() else 1
-    return sign * sympy.Piecewise((sign * inner, sympy.And(*conditions)), (0, True))
+    return sign * Cases((sign * inner, sympy.And(*conditions)), (0, True))
 
 
 def signed(e: Expr) -> Expr:
@@ -75,7 +77,7 @@ def tidy(e: Expr) -> Expr:
         return names.setdefault(x, sympy.Dummy(positive=None, real=True))
 
     flat = e.replace(lambda x: isinstance(x, Add) and all(isinstance(a, Indexed) or isinstance(-a, Indexed) for a in x.args), named)
-    if not names or flat.has(Sum, sympy.Piecewise):
+    if not names or flat.has(Sum, sympy.Piecewise, Cases):
         return e
     short = sympy.factor(sympy.together(flat)).xreplace({s: x for x, s in names.items()})
     return short if sympy.count_ops(short) < sympy.count_ops(e) else e
@@ -127,9 +129,9 @@ class Rewriting:
         return e.func(*parts) if any(a is not b for a, b in zip(parts, e.args, strict=True)) else e
 
     def _in_pair(self, a: sympy.Basic) -> sympy.Basic:
-        """A branch of a Piecewise."""
-        if isinstance(a, sympy.functions.elementary.piecewise.ExprCondPair):
-            return a.func(self(a.args[0]), a.args[1])
+        """A branch of `Cases`."""
+        if isinstance(a, sympy.Tuple) and len(a) == 2 and isinstance(a[1], Boolean):
+            return sympy.Tuple(self(a[0]), a[1])
         return a
 
 

@@ -18,7 +18,7 @@ from declarative.symbolic.derivation.display import total
 from declarative.symbolic.derivation.rendering import Formula, Part, Section, Text
 from declarative.symbolic.derivation.sections import Lines, StatementWriter, named_block, plain_name, tex_name
 from declarative.symbolic.indices import Indices
-from declarative.symbolic.terms import Term, Terms, product
+from declarative.symbolic.terms import Term, Terms, on_diagonal, product
 
 _DIAG = sympy.Function("diag")
 
@@ -82,7 +82,7 @@ class Writer(StatementWriter):
                     first, second = (self.notation.block("S", (), family=f) for f in (label, f"{j + 1}{k + 1}"))
                     transposed += ["; " if transposed else "", first, " is the transpose of ", second]
                 elif j == k and k in found.diagonal and c.free:
-                    plain = self._written_out([Term(t.coefficient, t.bound, (), t.guards) for t in found.blocks[k, k]])
+                    plain = self._written_out([on_diagonal(t, found.columns[k]) for t in found.blocks[k, k]])
                     lines.append(self._chain(self.notation.block("S", (), family=label), [_DIAG(self._show(e, names)) for e in plain], plain))
                 else:
                     lines.append(self._chain(self.notation.block("S", groups, family=label), [self._show(e, names) for e in sides], sides))
@@ -137,7 +137,7 @@ class Writer(StatementWriter):
             first, second = _without_common(self._written_out(left)[choice], self._written_out(right)[choice], self.indices)
             names, _ = self._named((c.free, self._free(c)))
             if found.kind == "diagonal":
-                plain = self._written_out([Term(t.coefficient, t.bound, (), t.guards) for t in found.blocks[k, k]])[choice]
+                plain = self._written_out([on_diagonal(t, found.columns[k]) for t in found.blocks[k, k]])[choice]
                 below, above = _without_common(plain, self._written_out(right)[choice], self.indices)
                 own = self.names.shown(self.form.rows[k].at(c.free), names)
                 lines.append(Formula((own, self._show(above / below, names)), self._where(k, names)))

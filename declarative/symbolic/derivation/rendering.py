@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from sympy import Add, Expr, KroneckerDelta, Mul, Piecewise, Product, Sum, Symbol
+from sympy import Add, Expr, KroneckerDelta, Mul, Product, Sum, Symbol
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from sympy.printing.str import StrPrinter
+
+from declarative.symbolic.functions import Cases
 
 Part = str | Expr
 _WIDTH = 100
@@ -90,7 +92,7 @@ class _Plain:
                 continue
             if exponent.is_Rational and exponent.is_negative:
                 below.append(base**-exponent)
-            elif isinstance(factor, Sum | Product | Piecewise):
+            elif isinstance(factor, Sum | Product | Cases):
                 sums.append(factor)
             else:
                 above.append(factor)
@@ -116,7 +118,7 @@ def _rank(x: Expr) -> int:
 
 def ordered_terms(e: Add) -> list[Expr]:
     """A term with a plus sign first, sums last."""
-    found = sorted(Add.make_args(e), key=lambda x: (x.has(Sum), x.has(Piecewise), x.could_extract_minus_sign(), x.is_number and not x.has(Sum), _sorted_as(x)))
+    found = sorted(Add.make_args(e), key=lambda x: (x.has(Sum), x.has(Cases), x.could_extract_minus_sign(), x.is_number and not x.has(Sum), _sorted_as(x)))
     first = next((x for x in found if not x.could_extract_minus_sign()), found[0])
     return [first, *(x for x in found if x is not first)]
 
@@ -214,6 +216,9 @@ class UnicodePrinter(_Plain, StrPrinter):
 
     def _print_And(self, expr: Any, order: Any = None) -> str:  # noqa: ARG002, N802
         return " and ".join(self._print(a) for a in sorted(expr.args, key=str))
+
+    def _print_Cases(self, expr: Any) -> str:  # noqa: N802
+        return self._print(expr.as_piecewise())
 
     def _print_Piecewise(self, expr: Any) -> str:  # noqa: N802
         pairs = expr.args

@@ -22,7 +22,7 @@ from declarative.symbolic.derivation.notation import Notation
 from declarative.symbolic.derivation.rendering import Formula, Part, Text
 from declarative.symbolic.indices import Range
 from declarative.symbolic.statement import Constraint
-from declarative.symbolic.terms import Term, Terms
+from declarative.symbolic.terms import Terms, on_diagonal
 
 Lines = list[Text | Formula]
 
@@ -248,7 +248,7 @@ class StatementWriter:
             return signed(self.form.inverse[k][0].coefficient)
         if len(self.statement.variables) == 1:
             return 1 / total(self.form.structure.diagonal, self.indices)
-        return 1 / total([Term(t.coefficient, t.bound, (), t.guards) for t in self.b.hessian[k, k]], self.indices)
+        return 1 / total([on_diagonal(t, self.b.columns[k]) for t in self.b.hessian[k, k]], self.indices)
 
     def _inverse(self) -> Lines:
         if not self.is_diagonal:
