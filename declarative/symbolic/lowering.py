@@ -121,7 +121,7 @@ class Lowering(Choices):
 
     def _number(self, e: Expr) -> Value:
         """Of numbers and sizes alone: a Python number where its operations are Python's own, else a tensor."""
-        e = e.xreplace(self._numbers).replace(lambda x: x.is_number and not x.is_Rational, lambda x: sympy.Float(x, 17))
+        e = e.xreplace(self._numbers).replace(lambda x: x.is_number and not x.is_Rational, lambda x: x.evalf(17))
         if e.is_Rational:
             return Value(str(e) if e.is_Integer else f"({e.p} / {e.q})" if e.q & (e.q - 1) else repr(float(e)), number=True)
         if e.is_number:

@@ -8,7 +8,7 @@ from tests.symbolic.statements import F64, A, P, T, a, c, example, gamma, i, j, 
 
 
 @example(
-    sample=lambda d, n: (800 + 200 * d.normal(n),),
+    sample=lambda d, n: (20 + 5 * d.normal(n),),
     objective=lambda x, y: torch.logsumexp(x + y, 0) + 0.5 * (y**2).sum(),
     kind="diagonal + low rank",
 )

@@ -75,7 +75,5 @@ def test_gradients_equal_those_of_an_ordinary_node(name):
 @every
 def test_verify(name):
     example = EXAMPLES[name]
-    node = example.node()
-    for size in (0, 1):
-        report = verify(node, *example.inputs(2, size))
-        assert report.ok, str(report)
+    report = verify(example.node(), *example.inputs(2, 0), directions=1)
+    assert report.ok, str(report)

@@ -4,9 +4,9 @@ import sympy
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sympy import Idx, Indexed, IndexedBase, KroneckerDelta, Piecewise, Product, Rational, Sum
+from sympy import Idx, Indexed, IndexedBase, KroneckerDelta, Product, Rational, Sum
 
-from declarative.symbolic import SymbolicNode
+from declarative.symbolic import Cases, SymbolicNode
 from tests.symbolic.interpreter import Reference, compare, node_blocks, points, reference_blocks
 
 m, n = sympy.symbols("m n", integer=True, positive=True)
@@ -76,7 +76,7 @@ class Draw:
             lambda: 1 / (z + other),
             lambda: sympy.log(1 + sympy.exp(both)),
             lambda: sympy.tanh(both) + 2,
-            lambda: Piecewise((both**2 / 2, both < Rational(3, 4)), (Rational(3, 4) * both - Rational(9, 32), True)) + 1,
+            lambda: Cases((both**2 / 2, both < Rational(3, 4)), (Rational(3, 4) * both - Rational(9, 32), True)) + 1,
         ][kind - 7]()
 
     def term(self, scope, depth):
