@@ -86,12 +86,12 @@ class RepeatedOperator(Operator):
 
     def _apart(self, columns: Tensor) -> Tensor:
         """(b, count·s, k) -> (b, s, count·k): groups are columns of one product."""
-        b, _, k = columns.shape
-        return columns.reshape(b, self.count, -1, k).transpose(1, 2).reshape(b, -1, self.count * k)
+        (b, _, k), s = columns.shape, self.block.shape[1]
+        return columns.reshape(b, self.count, s, k).transpose(1, 2).reshape(b, s, self.count * k)
 
     def _together(self, columns: Tensor) -> Tensor:
-        b, s, _ = columns.shape
-        return columns.reshape(b, s, self.count, -1).transpose(1, 2).reshape(b, s * self.count, -1)
+        b, s, width = columns.shape
+        return columns.reshape(b, s, self.count, width // self.count).transpose(1, 2).reshape(b, s * self.count, width // self.count)
 
     def matmul_columns(self, columns: Tensor) -> Tensor:
         return self._together(self.block.matmul_columns(self._apart(columns)))

@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 
 from declarative.errors import SingularOperatorError
 from declarative.kkt.bordered import IrregularPolicy
+from declarative.kkt.elimination import EliminatedOperator
+from declarative.kkt.marginals import MarginalsComplement
 from declarative.kkt.schur import SchurKKT
 from declarative.structure import (
     BandedOperator,
     BlockDiagonalOperator,
     DenseOperator,
     DiagonalOperator,
+    InverseDiagonalOperator,
     LowRankUpdateOperator,
     SparseOperator,
     SparsePattern,
 )
+from declarative.structure.reordered import ReorderedOperator, RepeatedOperator
 from tests.conformance.cases import close, weights
 
 F64 = torch.float64
@@ -57,6 +61,19 @@ def schur(b, n, dtype=F64):
     return SchurKKT(policy, hessian, DenseOperator(weights((b, k, n), 6).to(dtype)), ones) if k else SchurKKT(policy, hessian, None, None)
 
 
+def eliminated(b, n, dtype=F64):
+    """The diagonal block has the odd places."""
+    first, second = torch.arange(1, 2 * n, 2), torch.arange(0, 2 * n, 2)
+    corner = dense(b, n, dtype=dtype)
+    diagonal, border = (weights((b, n), 1).abs() + 2).to(dtype), weights((b, n, n), 5).to(dtype)
+    return EliminatedOperator(diagonal, border, 0.5 * (corner + corner.mT), first, second)
+
+
+def marginals(b, n, dtype=F64, signs=(1, -1)):
+    """Columns and rows of a matrix of positive weights."""
+    return MarginalsComplement((weights((b, n, 3), 3).abs() + 0.5).to(dtype), signs)
+
+
 OPERATORS = {
     "dense": lambda b, n, dtype=F64: DenseOperator(dense(b, n, dtype=dtype)),
     "diagonal": lambda b, n, dtype=F64: DiagonalOperator((weights((b, n), 1) * 2).to(dtype)),
@@ -66,6 +83,12 @@ OPERATORS = {
     "low_rank_on_banded": lambda b, n, dtype=F64: LowRankUpdateOperator(
         banded(b, n, dtype), weights((b, n, 1), 2).to(dtype), weights((b, 1, 1), 3).to(dtype), weights((b, n, 1), 4).to(dtype)
     ),
+    "inverse_diagonal": lambda b, n, dtype=F64: InverseDiagonalOperator((weights((b, n), 1) * 2).to(dtype)),
+    "repeated": lambda b, n, dtype=F64: RepeatedOperator(DenseOperator(dense(b, 2, dtype=dtype)), n),
+    "reordered": lambda b, n, dtype=F64: ReorderedOperator(DenseOperator(dense(b, 2 * n * 3, dtype=dtype)), (2, n, 3), (2, 0, 1)),
+    "eliminated": eliminated,
+    "marginals": marginals,
+    "marginals_of_one_row": lambda b, n, dtype=F64: MarginalsComplement((weights((b, 1, n), 3).abs() + 0.5).to(dtype), (1, 1)),
     "sparse": square_sparse,
     "schur": schur,
 }
@@ -126,7 +149,11 @@ def test_transforms(make):
     close(reverse, forward, 1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in ("schur", "low_rank_on_banded")])
+# Reciprocals of zero are infinite entries, and weights of zero send nothing: neither is singular.
+SINGULAR_AT_ZERO = [name for name in OPERATORS if name not in ("schur", "low_rank_on_banded", "inverse_diagonal", "marginals", "marginals_of_one_row")]
+
+
+@pytest.mark.parametrize("name", SINGULAR_AT_ZERO)
 def test_broken_samples_keep_to_themselves(name):
     """A sample that is not finite gives NaN, a singular one an error that names it."""
     operator = OPERATORS[name](3, 4)
