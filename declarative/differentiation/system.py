@@ -202,8 +202,7 @@ class System:
         at = self._linearisation_kept(through) or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = torch.cat([v_equality, v_inequality], 1)
         u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
-        # The sign goes to u and w, which are often smaller than the inputs.
-        gradients = dict(zip(through, at.pull_back(-u, -w, through), strict=True)) if through else {}
+        gradients = dict(zip(through, at.input_gradients(u, w, through), strict=True)) if through else {}
         if identity is not None and identity.input in wanted:
             gradients[identity.input] = mixed_identity(self._problem, identity, u)
         return [gradients[k] for k in wanted]

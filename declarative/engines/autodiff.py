@@ -209,6 +209,10 @@ class GraphLinearisation:
             torch.autograd.grad(outputs, targets, cotangents, create_graph=self._create_graph, retain_graph=True, allow_unused=True, materialize_grads=True)
         )
 
+    def input_gradients(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
+        # The sign goes to u and w, which are often smaller than the inputs.
+        return self.pull_back(-u, -w, wanted)
+
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
         # (B; C) dx is the transpose of the linear map (u, w) -> Bᵀu + Cᵀw: differentiate the pull-back with respect to
         # cotangents that it is linear in.

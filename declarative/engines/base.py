@@ -107,6 +107,10 @@ class Linearisation(Protocol):
         """Bᵀu + Cᵀw for the problem's tensors of these positions: ∇_x[⟨u, ∇_y L⟩ + ⟨w, a⟩] with u, w, y, λ held."""
         ...
 
+    def input_gradients(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
+        """x̄ = −(Bᵀu + Cᵀw), in whatever way costs least."""
+        ...
+
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
         """(B dx, C dx) for tangents of the problem's tensors, by position."""
         ...

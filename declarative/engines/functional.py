@@ -125,6 +125,9 @@ class FunctionalLinearisation:
         transpose: Any = torch.func.vjp(self._of_tensors(wanted), *chosen)[1]
         return list(transpose((u, w)))
 
+    def input_gradients(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
+        return self.pull_back(-u, -w, wanted)
+
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
         # The transpose of the linear pull-back, as above. torch.func.jvp would nest forward mode inside forward mode,
         # which torch 2.13 does not support.

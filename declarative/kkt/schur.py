@@ -171,9 +171,11 @@ class DiagonalKKT(SchurKKT):
         complement = jacobian.complement(inverse)
         if complement is None:
             return None
-        through = jacobian.matmul_columns((inverse * v).unsqueeze(-1))
+        u = inverse * v
+        through = jacobian.matmul_columns(u.unsqueeze(-1))
         w = complement.solve_columns(through - r.unsqueeze(-1))
-        u = inverse * (v - jacobian.transpose().matmul_columns(w).squeeze(-1))
+        # In the memory that is there: what is this large is mapped anew at each call.
+        torch.sub(v, jacobian.transpose().matmul_columns(w).squeeze(-1), out=u).mul_(inverse)
         left = r - jacobian.matmul_columns(u.unsqueeze(-1)).squeeze(-1)
         # Both terms of A u cancel where the constraints determine u: what is left is compared with them.
         scale = torch.maximum(largest_entry(through), largest_entry(r.unsqueeze(-1))).clamp_min(torch.finfo(v.dtype).tiny)

@@ -20,7 +20,7 @@ from declarative.symbolic.sizes import evaluate, read_sizes
 from declarative.symbolic.source import Code, Output, Wanted, write, write_two
 from declarative.symbolic.statement import Statement
 from declarative.symbolic.structure import Structure, hessian_structure
-from declarative.symbolic.terms import Term, Terms, collapse, on_diagonal
+from declarative.symbolic.terms import Term, Terms, collapse, negative, on_diagonal
 
 
 class ClosedForm:
@@ -112,12 +112,12 @@ class ClosedForm:
         """A function that has been asked for."""
         return self._known[name, ()][0]
 
-    def with_pull_back(self, first: Code, of: tuple[int, ...]) -> tuple[Code, Code]:
-        """A function and the pull-back that follows it, which is handed what both compute."""
+    def with_input_gradients(self, first: Code, of: tuple[int, ...]) -> tuple[Code, Code]:
+        """A function and the gradients of the inputs that follow it, which are handed what both compute."""
         key = first.name, of
         if key not in self._pairs:
-            self.pull_back(of)
-            self._pairs[key] = write_two(self.statement, self._known[first.name, ()][1], self._known["pull_back", of][1])
+            self.input_gradients(of)
+            self._pairs[key] = write_two(self.statement, self._known[first.name, ()][1], self._known["input_gradients", of][1])
         return self._pairs[key]
 
     # Values
@@ -267,11 +267,11 @@ class ClosedForm:
 
     # B and C
 
-    def pull_back(self, wanted: tuple[int, ...]) -> Code:
-        """Bᵀu + Cᵀw for these inputs and constants."""
+    def input_gradients(self, wanted: tuple[int, ...]) -> Code:
+        """x̄ = −(Bᵀu + Cᵀw) for these inputs and constants."""
         b = self.blocks
-        outputs = lambda: [(b.pull_back(k, self.directions, self.rows), b.given[k]) for k in wanted]  # noqa: E731
-        return self._code("pull_back", outputs, "Bᵀu + Cᵀw", (*self.directions, *self.rows), wanted)
+        outputs = lambda: [([negative(t) for t in b.pull_back(k, self.directions, self.rows)], b.given[k]) for k in wanted]  # noqa: E731
+        return self._code("input_gradients", outputs, "−(Bᵀu + Cᵀw)", (*self.directions, *self.rows), wanted)
 
     def push_forward(self, moving: tuple[int, ...]) -> Code:
         """B dx for each variable, then C dx for each family."""

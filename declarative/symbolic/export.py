@@ -62,11 +62,11 @@ def _backward(form: ClosedForm) -> tuple[str, list[Code]]:
     """The text of `backward`, and the functions that it calls."""
     statement = form.statement
     wanted = tuple(range(len(form.blocks.wanted)))
-    pull = form.pull_back(wanted)
+    pull = form.input_gradients(wanted)
     v = [f"cotangent{k + 1}" if k else "cotangent" for k in range(len(statement.variables))]
     body, used = _solve(form, v)
     body.append(f"gradients = {_call(pull)}")
-    body.append("return tuple(-g for g in (gradients if isinstance(gradients, tuple) else (gradients,)))")
+    body.append("return gradients if isinstance(gradients, tuple) else (gradients,)")
     arrays = [*form.blocks.wanted, *statement.variables, *(c.multipliers for c in statement.constraints)]
     words = set("\n".join(body).replace("(", " ").replace(")", " ").replace(",", " ").replace("[", " ").split())
     sizes, _ = size_lines(words | {str(s) for s in statement.sizes}, arrays, {a.label: a for a in arrays}, statement)

@@ -118,7 +118,7 @@ class SymbolicLinearisation:
         if not chosen:
             results = code(self._values)
             return results if isinstance(results, tuple) else (results,)
-        code = self._form.with_pull_back(code, chosen)[0]
+        code = self._form.with_input_gradients(code, chosen)[0]
         results = code(self._values)
         results = results if isinstance(results, tuple) else (results,)
         count = len(results) - len(code.shared)
@@ -237,12 +237,15 @@ class SymbolicLinearisation:
         return tuple(known[k] for k in wanted if k in known), [k for k in wanted if k not in known]
 
     def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
+        return self.input_gradients(-u, -w, wanted)
+
+    def input_gradients(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
         chosen, unknown = self._positions(wanted)
         found: dict[int, Tensor] = {}
         if chosen:
-            code, values = self._form.pull_back(chosen), self._along(u)
+            code, values = self._form.input_gradients(chosen), self._along(u)
             if self._handed is not None and chosen == self._positions(self._wanted)[0]:
-                code = self._form.with_pull_back(self._form.named(self._handed), chosen)[1]
+                code = self._form.with_input_gradients(self._form.named(self._handed), chosen)[1]
             if self._shapes.families and any(row in code.arguments for row in self._form.rows):
                 values = values.having(self._form.rows, self._shapes.split_rows(w))
             results = code(values)
@@ -252,7 +255,7 @@ class SymbolicLinearisation:
                     found[position] = self._gathered(position, result)
         if unknown:
             # What a node has beside its closed form: by autodiff.
-            rest = autodiff(self._problem, self._y, *self.multipliers, unknown).pull_back(u, w, unknown)
+            rest = autodiff(self._problem, self._y, *self.multipliers, unknown).input_gradients(u, w, unknown)
             found |= dict(zip(unknown, rest, strict=True))
         return [found[k] for k in wanted]
 

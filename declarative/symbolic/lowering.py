@@ -50,7 +50,7 @@ class Lowering(Choices):
 
     def terms(self, terms: Sequence[Term], axes: Sequence[Symbol]) -> str:
         """The sum of terms as a tensor of these axes."""
-        negative = [t.coefficient.as_coeff_Mul()[0].is_negative is True for t in terms]
+        negative = [len(terms) > 1 and t.coefficient.as_coeff_Mul()[0].is_negative is True for t in terms]
         values = [self._term(replace(t, coefficient=-t.coefficient) if n else t, axes) for t, n in zip(terms, negative, strict=True)]
         if not values:
             return self._lines.name(self._full("0.0", axes))
@@ -171,6 +171,11 @@ class Lowering(Choices):
         return self._times(coefficient, [], factors)
 
     def _times(self, coefficient: Expr, values: list[Value], factors: list[Expr]) -> Value:
+        if coefficient == -1:
+            # −a (b − 1) = a (1 − b): no operation more. A difference of tensors stays as it is, since it may be elsewhere, too.
+            flipped = next((f for f in factors if isinstance(f, sympy.Add) and f.args[0].is_Number), None)
+            if flipped is not None:
+                return self._times(sympy.S.One, values, [-flipped if f is flipped else f for f in factors])
         above, below = list(values), []
         for factor in factors:
             base, exponent = factor.as_base_exp() if isinstance(factor, sympy.Pow) else (factor, sympy.S.One)

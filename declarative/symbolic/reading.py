@@ -24,7 +24,7 @@ _ARITHMETIC = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Number, sympy.NumberSymbol
 _LOGIC = (sympy.logic.boolalg.Boolean, sympy.functions.elementary.piecewise.ExprCondPair)
 _LOCALS = """torch batch inverse row_sums column_sums row_side column_side reduced right_side solved primal dual count kkt hessian_matrix jacobian_matrix
 corner_block active active_rows pieces schur_matrix schur_blocks through_rows pulled_back block_size block_values cotangent gradients objective
-constraints equalities inequalities gradient hessian jacobian complement start"""
+constraints equalities inequalities input_gradients gradient hessian jacobian complement start"""
 _RESERVED = {*_LOCALS.split(), *keyword.kwlist}  # names that generated code uses itself
 
 

@@ -55,6 +55,11 @@ class Term:
 Terms = list[Term]
 
 
+def negative(term: Term) -> Term:
+    """−term"""
+    return replace(term, coefficient=-term.coefficient)
+
+
 def on_diagonal(term: Term, columns: Sequence[Symbol]) -> Term:
     """The term where its deltas are 1, without its column indices."""
     names: dict[Symbol, Expr] = {}
