@@ -69,6 +69,10 @@ class Code:
         exec(compile(self.text, filename, "exec"), scope)
         return scope[self.name]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled function, which is made anew."""
+        return {name: value for name, value in vars(self).items() if name != "function"}
+
     def __call__(self, values: Mapping[Symbol, Tensor]) -> Any:
         return self.function(*[values[a.label] for a in self.arguments])
 

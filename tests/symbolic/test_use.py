@@ -182,6 +182,8 @@ def test_saved_and_copied():
     fresh = learned()
     fresh.constants.c.data.zero_()
     fresh.load_state_dict(torch.load(file))
+    weighted(node(X)).backward()  # so that functions have been compiled
+    node.zero_grad()
     twin, pickled = copy.deepcopy(node), pickle.loads(pickle.dumps(node))
     for other in (fresh, twin, pickled):
         close(other(X), node(X), 1e-12)
