@@ -36,8 +36,10 @@ class SymbolicBlocks:
     @property
     def description(self) -> tuple[str, str]:
         """H and A in words."""
-        count = len(self.form.statement.constraints)
-        return self.form.structure.words, f"{count} famil{'y' if count == 1 else 'ies'} of constraints, by products in closed form"
+        count, structure = len(self.form.statement.constraints), self.form.structure
+        return structure.words + (
+            f", because of {structure.obstacle}" if structure.obstacle else ""
+        ), f"{count} famil{'y' if count == 1 else 'ies'} of constraints, by products in closed form"
 
     def cost(self, m: int, k: int) -> tuple[float, float]:
         """Roughly, the flops of one sample's solve and the numbers that it holds."""
