@@ -177,11 +177,15 @@ class DiagonalKKT(SchurKKT):
         # In the memory that is there: what is this large is mapped anew at each call.
         torch.sub(v, jacobian.transpose().matmul_columns(w).squeeze(-1), out=u).mul_(inverse)
         left = r - jacobian.matmul_columns(u.unsqueeze(-1)).squeeze(-1)
-        # Both terms of A u cancel where the constraints determine u: what is left is compared with them.
-        scale = torch.maximum(largest_entry(through), largest_entry(r.unsqueeze(-1))).clamp_min(torch.finfo(v.dtype).tiny)
-        relative = largest_entry(left.unsqueeze(-1)) / scale
-        if not bool((relative <= torch.finfo(v.dtype).eps ** 0.7).all()):  # false for NaN
-            return None
+        # What is left of A u = r is compared with A W v, which is at hand; where that cancels, with the terms of A u themselves.
+        tiny, tolerance = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps ** 0.7
+        size, left = torch.maximum(largest_entry(through), largest_entry(r.unsqueeze(-1))), largest_entry(left.unsqueeze(-1))
+        relative = left / size.clamp_min(tiny)
+        if not bool((relative <= tolerance).all()):  # false for NaN
+            terms = largest_entry(jacobian.magnitudes().matmul_columns(u.abs().unsqueeze(-1)))
+            relative = left / torch.maximum(size, terms).clamp_min(tiny)
+            if not bool((relative <= tolerance).all()):
+                return None
         self.policy.report.residual, self.policy.report.refined = relative, 0
         return u, w.squeeze(-1)
 

@@ -94,6 +94,10 @@ class RowsOperator(Operator):
     def gram(self, weights: Tensor) -> Tensor:
         """S (b, k, k), for weights (b, m)."""
 
+    @abstractmethod
+    def magnitudes(self) -> Operator:
+        """|A|, entry by entry."""
+
     def complement(self, weights: Tensor) -> Operator | None:  # noqa: ARG002
         """S as an operator to solve with; None: nothing is known of it."""
         return None

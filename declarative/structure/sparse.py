@@ -149,6 +149,9 @@ class SparseOperator(RowsOperator):
         place = self.pattern.rows * c + self.pattern.columns
         return self.values.new_zeros(b, r * c).index_add(1, place, self.values).unflatten(1, (r, c))
 
+    def magnitudes(self) -> SparseOperator:
+        return SparseOperator(self.values.abs(), self.pattern)
+
     def gram(self, weights: Tensor) -> Tensor:
         """A diag(weights) Aᵀ (b, r, r), for weights (b, c)."""
         pairs, r = self.pattern.pairs, self.pattern.shape[0]

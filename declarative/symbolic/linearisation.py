@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -194,7 +193,7 @@ class SymbolicLinearisation:
     def magnitudes(self) -> IndexedJacobian | None:
         """|A|, by its products."""
         operator = self.jacobian_operator()
-        return None if operator is None else replace(operator, absolute=True)
+        return None if operator is None else operator.magnitudes()
 
     def row_sizes(self) -> Rows:
         """Σ_j |A_ij| (b, k)"""

@@ -81,6 +81,9 @@ class IndexedJacobian(RowsOperator):
         matrix = dense_jacobian(self.form, self.values, self.shapes)
         return matrix.mT if self.transposed else matrix
 
+    def magnitudes(self) -> IndexedJacobian:
+        return replace(self, absolute=True)
+
     # S = A W Aᵀ
 
     def gram(self, weights: Tensor) -> Tensor:
