@@ -171,19 +171,18 @@ class DiagonalKKT(SchurKKT):
         complement = jacobian.complement(inverse)
         if complement is None:
             return None
-        u = inverse * v
-        through = jacobian.matmul_columns(u.unsqueeze(-1))
-        w = complement.solve_columns(through - r.unsqueeze(-1))
+        u, rows = inverse * v, r.unsqueeze(-1)
+        side = jacobian.matmul_columns(u.unsqueeze(-1)) - rows
+        w = complement.solve_columns(side)
         # In the memory that is there: what is this large is mapped anew at each call.
         torch.sub(v, jacobian.transpose().matmul_columns(w).squeeze(-1), out=u).mul_(inverse)
-        left = r - jacobian.matmul_columns(u.unsqueeze(-1)).squeeze(-1)
-        # What is left of A u = r is compared with A W v, which is at hand; where that cancels, with the terms of A u themselves.
+        left = largest_entry(rows - jacobian.matmul_columns(u.unsqueeze(-1)))
+        # What is left of A u = r is compared with the right-hand side of S; where that cancels, with the terms of A u and r themselves.
         tiny, tolerance = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps ** 0.7
-        size, left = torch.maximum(largest_entry(through), largest_entry(r.unsqueeze(-1))), largest_entry(left.unsqueeze(-1))
-        relative = left / size.clamp_min(tiny)
+        relative = left / largest_entry(side).clamp_min(tiny)
         if not bool((relative <= tolerance).all()):  # false for NaN
-            terms = largest_entry(jacobian.magnitudes().matmul_columns(u.abs().unsqueeze(-1)))
-            relative = left / torch.maximum(size, terms).clamp_min(tiny)
+            terms = largest_entry(jacobian.magnitudes().matmul_columns(u.abs().unsqueeze(-1)) + rows.abs())
+            relative = left / terms.clamp_min(tiny)
             if not bool((relative <= tolerance).all()):
                 return None
         self.policy.report.residual, self.policy.report.refined = relative, 0
