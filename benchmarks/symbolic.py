@@ -150,7 +150,7 @@ def dense_rows(size: int, batch: int, effort: Effort) -> Iterator[Row]:
     problem = prepare(node, inputs, 0)[0].with_layout(Layout(((size,),), False))
 
     def lagrangian(Q: Tensor, R: Tensor, b: Tensor, y: Tensor, nu: Tensor) -> Tensor:
-        return 0.5 * y @ Q @ y + torch.nn.functional.softplus(R @ y).sum() - b @ y + nu[0] * (y @ y - 1)
+        return 0.5 * y @ Q @ y + torch.logaddexp(R @ y, y.new_zeros(())).sum() - b @ y + nu[0] * (y @ y - 1)
 
     def constraint(y: Tensor) -> Tensor:
         return (y @ y - 1).reshape(1)
