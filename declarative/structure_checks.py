@@ -13,7 +13,7 @@ from torch import Tensor
 from declarative.checks import Checks, Row, relative_error
 from declarative.engines.autodiff import linearise
 from declarative.engines.base import Linearisation
-from declarative.engines.blocks import hessian_operator, is_structured, jacobian_operator, read_solution
+from declarative.engines.blocks import closed_hessian, hessian_operator, is_structured, jacobian_operator, read_solution
 from declarative.kkt.bordered import IrregularPolicy, solve_bordered
 from declarative.kkt.schur import solve_structured
 from declarative.node import DeclarativeNode
@@ -80,8 +80,9 @@ def _declaration(node: DeclarativeNode) -> str:
     """What says how H is structured."""
     if node.hessian is not None:
         return "hessian hook"
-    if node.hessian_structure is None and node.blocks is not None:
-        return f"structure of blocks ({node.blocks.description[0]})"
+    closed = closed_hessian(node)
+    if closed is not None:
+        return f"structure of blocks ({closed.description[0]})"
     return f"hessian_structure {node.hessian_structure}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from declarative.differentiation.implicit import Implicit
 from declarative.differentiation.linear_solvers import MINRES, ConjugateGradients, choose
+from declarative.engines.blocks import closed_hessian, closed_jacobian
 from declarative.structure.constraints import Constant, Sparse
 from declarative.structure.tags import Dense
 
@@ -60,11 +61,6 @@ def explain(node: Any, name: str, batch: int, m: int, k: int) -> Explanation:
     dense = (m + k, batch * 2 / 3 * (m + k) ** 3, float(batch * (m + k) ** 2))
     if node.vjp is not None:
         return Explanation(title, "not formed", "not formed", "the node's vjp", "the node does the whole backward pass by hand", 0, 0.0, 0.0, *dense)
-    if node.blocks is not None and node.blocks.structured and node.hessian is None and node.hessian_structure is None and not options.damping:
-        (hessian, rows), (flops, memory) = node.blocks.description, node.blocks.cost(m, k)
-        _, reason = choose(options.linear_solver, node, batch, m, k, True)
-        solver = "Schur complement of H, by its own structure" if k else "H by its structure"
-        return Explanation(title, f"{hessian}, in closed form", rows if k else "there is none", solver, reason, 0, batch * flops, batch * memory, *dense)
     constraints, a_products, a_memory = _constraints(node, batch, m, k)
     if node.solve_kkt is not None:
         products = 1 + (3 if k else 0)
@@ -77,11 +73,15 @@ def explain(node: Any, name: str, batch: int, m: int, k: int) -> Explanation:
     if isinstance(choice, MINRES):
         flops, memory = batch * 16.0 * (m + k), batch * 8.0 * (m + k)
         return Explanation(title, "not formed", "not formed", "MINRES", reason, 4 if k else 1, flops, memory, *dense)
-    tag = node.hessian_structure
+    tag, closed = node.hessian_structure, closed_hessian(node)
+    if closed is not None and closed.structured and not options.damping:
+        (hessian, rows), (flops, memory) = closed.description, closed.cost(m, k)
+        solver = "Schur complement of H, by its own structure" if k else "H by its structure"
+        return Explanation(title, f"{hessian}, in closed form", rows if k else constraints, solver, reason, 0, batch * flops, batch * memory, *dense)
     if node.hessian is not None:
         hessian, products, one = "the node's hook", 0, float(m)
     elif tag is None or isinstance(tag, Dense) or options.damping:
-        formed = f"dense, from {m} products" if node.blocks is None else f"{node.blocks.description[0]}, in closed form"
+        formed = f"dense, from {m} products" if closed is None else f"{closed.description[0]}, in closed form"
         return Explanation(title, formed, constraints, "LU of the bordered matrix", reason, m + a_products, dense[1], dense[2], *dense)
     else:
         products, one = tag.products(m), tag.solve_flops(m)
@@ -96,7 +96,7 @@ def _constraints(node: Any, batch: int, m: int, k: int) -> tuple[str, int, float
     """(in words, products, numbers)"""
     if not k:
         return "there is none", 0, 0.0
-    if node.blocks is not None and node.constraint_jacobian is None and node.constraint_structure is None:
+    if closed_jacobian(node) is not None:
         return "in closed form", 0, float(batch * k * m)
     if node.constraint_jacobian is not None:
         return "the node's hook", 0, float(batch * k * m)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from declarative.engines.blocks import closed_hessian
 from declarative.structure.base import Operator
 from declarative.structure.tags import Dense, Tag
 
@@ -98,8 +99,9 @@ LinearSolver = Auto | Direct | ConjugateGradients | MINRES
 def choose(solver: LinearSolver | None, node: Any, batch: int, m: int, k: int, exact_rows: bool) -> tuple[Direct | ConjugateGradients | MINRES, str]:
     """What serves a node at this size, and why."""
     if solver is None or isinstance(solver, Auto):
-        if node.hessian_structure is None and node.hessian is None and node.blocks is not None and node.blocks.structured:
-            return Direct(), f"H is {node.blocks.description[0]} by its formula, and is solved with by its structure"
+        closed = closed_hessian(node)
+        if closed is not None and closed.structured:
+            return Direct(), f"H is {closed.description[0]} by its formula, and is solved with by its structure"
         return (solver or Auto()).choose(node.hessian_structure, node.hessian is not None, batch, m, k, exact_rows)
     if not exact_rows and not isinstance(solver, Direct):
         raise ValueError(f"{type(solver).__name__} cannot be combined with smoothing or damping, which need the matrix itself; use Direct() or Auto()")

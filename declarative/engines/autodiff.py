@@ -187,6 +187,8 @@ class GraphLinearisation:
         return torch.autograd.grad(pulled, w, direction, create_graph=self._create_graph, retain_graph=True)[0]
 
     def jacobian_transposed_product(self, rows: Rows) -> Variables:
+        if self._jacobian is not None and not self._create_graph:
+            return times(self._jacobian.mT, rows)
         return self._derivative(self._a, rows)
 
     def jacobian_products(self, cotangents: Directions) -> Products:

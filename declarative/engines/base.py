@@ -7,7 +7,7 @@ blocks B = ∇²_yx L and C = ∂a/∂x are never formed: `pull_back` and `push_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from declarative.structure.base import Operator, RowsOperator
 from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Values, Variables
 
 
+@runtime_checkable
 class ClosedForm(Protocol):
     """What `DeclarativeNode.blocks` may be: the blocks in formulas, in place of autodiff."""
 

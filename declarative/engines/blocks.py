@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.base import ClosedForm
 from declarative.errors import StructureError
 from declarative.problem import Problem
 from declarative.solution import Solution
@@ -25,9 +26,20 @@ from declarative.transforms import is_recorded, is_wrapped
 _constants: weakref.WeakKeyDictionary[Any, dict[Any, tuple[DenseOperator | SparseOperator, Any]]] = weakref.WeakKeyDictionary()
 
 
+def closed_hessian(node: Any) -> ClosedForm | None:
+    """The closed form that H comes from; None where the node says otherwise, by a hook or a tag, or has none."""
+    return node.blocks if node.hessian is None and node.hessian_structure is None else None
+
+
+def closed_jacobian(node: Any) -> ClosedForm | None:
+    """The same for A."""
+    return node.blocks if node.constraint_jacobian is None and node.constraint_structure is None else None
+
+
 def is_structured(node: Any) -> bool:
-    """Whether anything is declared about H."""
-    return node.hessian_structure is not None or node.hessian is not None or (node.blocks is not None and node.blocks.structured)
+    """Whether anything is known about H."""
+    closed = closed_hessian(node)
+    return node.hessian_structure is not None or node.hessian is not None or (closed is not None and closed.structured)
 
 
 def hessian_operator(problem: Problem, at: Any, solution: Solution) -> Operator:
@@ -37,7 +49,7 @@ def hessian_operator(problem: Problem, at: Any, solution: Solution) -> Operator:
         return _from_hook(problem, "hessian", solution, (problem.batch, m, m))
     tag = node.hessian_structure
     if tag is None:
-        return DenseOperator(at.hessian()) if node.blocks is None else at.hessian_operator()
+        return DenseOperator(at.hessian()) if closed_hessian(node) is None else at.hessian_operator()
     if not isinstance(tag, Tag):
         raise TypeError(f"{problem.name}.hessian_structure must be a tag from declarative.structure, such as Diagonal(), got {tag!r}")
     return tag.operator(at.hessian_products(tag.directions(m, at.gradient)))
@@ -46,7 +58,7 @@ def hessian_operator(problem: Problem, at: Any, solution: Solution) -> Operator:
 def jacobian_operator(problem: Problem, at: Any, solution: Solution) -> Operator | None:
     """A (b, k, m), likewise; None without constraints."""
     node = problem.node
-    if node.blocks is not None and node.constraint_jacobian is None and node.constraint_structure is None:
+    if closed_jacobian(node) is not None:
         return at.jacobian_operator()
     m, k = solution_size(problem), at.constraints.shape[1]
     if k == 0:

@@ -137,7 +137,7 @@ def solve_structured(
         return solve_bordered(policy, dense, rows, weights, rhs_y, rhs_rows)
     if jacobian is None:
         return SchurKKT(policy, hessian, None, None).solve(rhs_y), rhs_rows
-    if weights is None and isinstance(hessian, DiagonalOperator | InverseDiagonalOperator) and isinstance(jacobian, RowsOperator):
+    if weights is None and isinstance(hessian, DiagonalOperator | InverseDiagonalOperator) and isinstance(jacobian, RowsOperator) and jacobian.knows_complement:
         kkt = DiagonalKKT(policy, hessian, jacobian, None)
         if not is_differentiated(rhs_y, rhs_rows, *kkt.tensors) and (found := kkt.solve_pair(rhs_y, rhs_rows)) is not None:
             return found
@@ -163,14 +163,12 @@ class DiagonalKKT(SchurKKT):
         return torch.stack([torch.cat(pair, 1) for pair in pairs if pair is not None], -1)
 
     def solve_pair(self, v: Variables, r: Rows) -> tuple[Variables, Rows] | None:
-        """(u, w), in numbers; None where S has no structure, or where the result does not hold in every sample."""
+        """(u, w), in numbers; None where the result does not hold in every sample."""
         jacobian = self.jacobian
         if not isinstance(jacobian, RowsOperator) or not v.numel():
             return None
         inverse = inverse_of(self.hessian)
         complement = jacobian.complement(inverse)
-        if complement is None:
-            return None
         u, rows = inverse * v, r.unsqueeze(-1)
         side = jacobian.matmul_columns(u.unsqueeze(-1)) - rows
         w = complement.solve_columns(side)

@@ -66,10 +66,10 @@ class Newton(IterativeSolver):
         model = model_at(problem, at, y, state["equality"], state["radius"])
         step, change = model.solve(at.gradient, -h)
         # The model is of L at the old ν, so its multipliers are a change of ν. The merit function f + ρ‖h‖₁ needs ∇f.
+        rounding = 10 * eps * at.row_sizes().sum(1) * scale
         gradient = at.gradient - at.jacobian_transposed_product(state["equality"])
         infeasibility = h.abs().sum(1)
         slope = (gradient * step).sum(1)
-        rounding = 10 * eps * at.row_sizes().sum(1) * scale
         curvature = (h * change).sum(1) - (at.gradient * step).sum(1)  # dᵀHd, by the step's own equations
         penalty = exact_penalty(state["penalty"], state["equality"] + change, slope, curvature.clamp_min(0.0), infeasibility, rounding)
         slope = slope - penalty * infeasibility

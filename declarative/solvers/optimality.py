@@ -118,6 +118,11 @@ class Optimality:
         """A, dense."""
         return self.at.jacobian()
 
+    @property
+    def _entries(self) -> Jacobians:
+        """|A|, dense."""
+        return self._magnitudes if isinstance(self._magnitudes, Tensor) else self.jacobian.abs()
+
     def moved(self, y: Variables) -> Optimality:
         """The same at another point."""
         return Optimality(self.problem, y, *self._options)
@@ -154,7 +159,7 @@ class Optimality:
         """μ_i ∇g_i relative to the terms of ∇_y L, in the coordinate where it matters most."""
         if not inequality.shape[1]:
             return inequality
-        return inequality * (self.jacobian[:, self.p :].abs() / scales.gradient.unsqueeze(1)).amax(2)
+        return inequality * (self._entries[:, self.p :] / scales.gradient.unsqueeze(1)).amax(2)
 
     def active_set(self, equality: EqualityMultipliers, inequality: InequalityMultipliers) -> tuple[InequalityMask, InequalityMask]:
         """(active, weakly active), from slack and multiplier together.

@@ -98,9 +98,14 @@ class RowsOperator(Operator):
     def magnitudes(self) -> Operator:
         """|A|, entry by entry."""
 
-    def complement(self, weights: Tensor) -> Operator | None:  # noqa: ARG002
-        """S as an operator to solve with; None: nothing is known of it."""
-        return None
+    @property
+    def knows_complement(self) -> bool:
+        """Whether S has a structure of its own, which `complement` makes use of."""
+        return False
+
+    def complement(self, weights: Tensor) -> Operator:
+        """S as an operator to solve with."""
+        raise NotImplementedError(f"{type(self).__name__} knows no structure of S")
 
 
 def invert(operator: Operator, columns: Tensor) -> Tensor:

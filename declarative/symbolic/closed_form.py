@@ -19,7 +19,7 @@ from declarative.symbolic.functions import Cases
 from declarative.symbolic.sizes import evaluate, read_sizes
 from declarative.symbolic.source import Code, Output, Wanted, write, write_two
 from declarative.symbolic.statement import Statement
-from declarative.symbolic.structure import Structure, hessian_structure
+from declarative.symbolic.structure import Structure, hessian_structure, pairing
 from declarative.symbolic.terms import Term, Terms, collapse, negative, on_diagonal
 
 
@@ -75,7 +75,7 @@ class ClosedForm:
     @cached_property
     def inverse(self) -> tuple[Terms, ...] | None:
         """W = H⁻¹ of a diagonal H, where each variable has one simple coefficient: computed instead of it."""
-        if self.structure.kind not in ("diagonal", "scaled identity", "identity"):
+        if not self.structure.is_diagonal:
             return None
         found = []
         for k in range(len(self.statement.variables)):
@@ -185,12 +185,7 @@ class ClosedForm:
         kept = [k for k in range(len(rows)) if k not in structure.axes]
 
         def outputs() -> list[Output]:
-            names = {columns[k]: rows[k] for k in structure.axes}
-            apart = {rows[k] for k in structure.axes}
-            terms = [
-                Term(t.coefficient.xreplace(names), t.bound, tuple(d for d in t.deltas if not apart & set(d[0].free_symbols | d[1].free_symbols)), t.guards)
-                for t in b.hessian[0, 0]
-            ]
+            terms = [on_diagonal(t, [columns[k] for k in structure.axes]) for t in b.hessian[0, 0]]
             axes = [] if structure.kind == "Kronecker" else [rows[k] for k in structure.axes]
             return [(terms, (*axes, *(rows[k] for k in kept), *(columns[k] for k in kept)))]
 
@@ -198,20 +193,15 @@ class ClosedForm:
 
     def hessian_bands(self) -> Code:
         """For each offset −r … r the band H[p, p + offset], (…, n), zero outside."""
-        b, structure = self.blocks, self.structure
-        (row,), (column,) = b.rows[0], b.columns[0]
+        b, reach, indices = self.blocks, self.structure.offset, self.statement.indices
+        rows, columns = b.rows[0], b.columns[0]
 
         def outputs() -> list[Output]:
-            found: list[Output] = []
-            for offset in range(-structure.offset, structure.offset + 1):
-                terms = []
-                for t in b.hessian[0, 0]:
-                    ((first, second),) = t.deltas
-                    sign = (second - first) if first.has(row) else (first - second)  # q − p − c = 0
-                    if -(sign - column + row) == offset:
-                        terms.append(on_diagonal(t, b.columns[0]))
-                found.append((terms, (row,)))
-            return found
+            bands: dict[int, Terms] = {offset: [] for offset in range(-reach, reach + 1)}
+            for t in b.hessian[0, 0]:
+                offsets = pairing(t, rows, columns, indices) or {}
+                bands[offsets[0]].append(on_diagonal(t, columns))
+            return [(terms, rows) for terms in bands.values()]
 
         return self._code("hessian_bands", outputs, "bands of H")
 

@@ -46,7 +46,7 @@ def complement(form: ClosedForm) -> Complement | None:
     """None where H is not diagonal or there are no constraints."""
     statement, b = form.statement, form.blocks
     families, indices = statement.constraints, statement.indices
-    if not families or form.structure.kind not in ("diagonal", "identity", "scaled identity"):
+    if not families or not form.structure.is_diagonal:
         return None
     weights = form.weights
     columns = tuple(indices.copies(c.free) for c in families)

@@ -146,7 +146,7 @@ class Elementwise(ABC):
                 continue
             code = "".join((" - " if n != flip else " + ") + self._aligned(v, axes) for v, n in part)
             code = code[3:] if code.startswith(" + ") else f"-{code[3:]}"
-            partial = [(Value(self._lines.name(code) if len(part) > 1 or n_first(part, flip) else part[0][0].code, axes), flip)]
+            partial = [(Value(self._lines.name(code) if len(part) > 1 or part[0][1] != flip else part[0][0].code, axes), flip)]
         return partial[0][0]
 
     def _fused(self, part: Sequence[tuple[Value, bool]], axes: Sequence[Symbol]) -> str | None:
@@ -190,8 +190,3 @@ class Elementwise(ABC):
             axes = self._union([total, value])
             total = Value(self._lines.name(f"torch.{name}({self._aligned(total, axes)}, {self._aligned(value, axes)})"), axes)
         return total
-
-
-def n_first(part: Sequence[tuple[Value, bool]], flip: bool) -> bool:
-    """Whether a sum of one operand needs a sign."""
-    return part[0][1] != flip

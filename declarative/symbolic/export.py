@@ -83,11 +83,6 @@ def _call(code: Code) -> str:
     return f"{code.name}({', '.join(a.code for a in code.arguments)})"
 
 
-def _shape(array: Array) -> str:
-    sizes = [str(sympy.expand(axis.size)) for axis in array.axes]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
-
-
 def _solve(form: ClosedForm, v: Sequence[str]) -> tuple[list[str], list[Code]]:
     """Lines that make u and w of v, by the structure."""
     statement, structure = form.statement, form.structure
@@ -108,7 +103,7 @@ def _solve(form: ClosedForm, v: Sequence[str]) -> tuple[list[str], list[Code]]:
         lines += [f"{a} = {name} * ({b} - {p})" for a, name, b, p in zip(u, names, v, pulled, strict=True)]
         return lines, [inverse, product, transposed, complement]
     if structure.kind in ("block diagonal", "Kronecker") and not statement.constraints and form.structure.axes == tuple(range(len(structure.axes))):
-        blocks, shape = form.hessian_blocks(), _shape(statement.variables[0])
+        blocks, shape = form.hessian_blocks(), statement.variables[0].shape
         inner = f"torch.Size({shape}[{len(structure.axes)}:]).numel()"
         outer = f"{shape}[: {len(structure.axes)}]"
         lines = [f"block_size = {inner}", f"block_values = {_call(blocks)}"]
@@ -155,10 +150,10 @@ def _schur(form: ClosedForm, product: str, complement: str) -> list[str]:
     for n, (k, j) in enumerate(pairs):
         block = "schur_blocks" if len(pairs) == 1 else f"schur_blocks[{n}]"
         if k == j and k in found.diagonal:
-            shape = _shape(families[k])
+            shape = families[k].shape
             names[k, j] = f"torch.diag_embed({block}.expand(*batch, *{shape}).reshape(*batch, torch.Size({shape}).numel()))"
         else:
-            names[k, j] = f"_matrix({block}, batch, {_shape(families[k])}, {_shape(families[j])})"
+            names[k, j] = f"_matrix({block}, batch, {families[k].shape}, {families[j].shape})"
     rows = []
     for k in range(len(families)):
         row = [names[k, j] if k <= j else f"{names[j, k]}.mT" for j in range(len(families))]
@@ -172,7 +167,7 @@ def _schur(form: ClosedForm, product: str, complement: str) -> list[str]:
 
 def _flat(name: str, arrays: Sequence[Array]) -> str:
     parts = [name] if len(arrays) == 1 else [f"{name}[{k}]" for k in range(len(arrays))]
-    flat = [f"{p}.expand(*batch, *{_shape(a)}).reshape(*batch, torch.Size({_shape(a)}).numel())" for p, a in zip(parts, arrays, strict=True)]
+    flat = [f"{p}.expand(*batch, *{a.shape}).reshape(*batch, torch.Size({a.shape}).numel())" for p, a in zip(parts, arrays, strict=True)]
     return flat[0] if len(flat) == 1 else f"torch.cat([{', '.join(flat)}], -1)"
 
 
@@ -182,7 +177,7 @@ def _drop(form: ClosedForm, matrix: str, side: str) -> list[str]:
 
 def _apart(form: ClosedForm, name: str, arrays: Sequence[Array], targets: Sequence[str]) -> list[str]:
     lines = [f"{name} = torch.nn.functional.pad({name}, (0, 1))"] if form.dropped is not None and list(targets) == [r.code for r in form.rows] else []
-    shapes = [_shape(a) for a in arrays]
+    shapes = [a.shape for a in arrays]
     lines.append(f"pieces = {name}.split([{', '.join(f'torch.Size({s}).numel()' for s in shapes)}], -1)")
     return [*lines, *(f"{target} = pieces[{k}].reshape(*batch, *{shape})" for k, (target, shape) in enumerate(zip(targets, shapes, strict=True)))]
 
@@ -227,8 +222,8 @@ def _assembled(name: str, code: Code, keys: list[tuple[int, int]], rows: Sequenc
         for j, column in enumerate(columns):
             if (k, j) in keys:
                 block = "block_values" if len(keys) == 1 else f"block_values[{keys.index((k, j))}]"
-                line.append(f"_matrix({block}, batch, {_shape(row)}, {_shape(column)})")
+                line.append(f"_matrix({block}, batch, {row.shape}, {column.shape})")
             else:
-                line.append(f"{like}.new_zeros(*batch, torch.Size({_shape(row)}).numel(), torch.Size({_shape(column)}).numel())")
+                line.append(f"{like}.new_zeros(*batch, torch.Size({row.shape}).numel(), torch.Size({column.shape}).numel())")
         cells.append(line[0] if len(line) == 1 else f"torch.cat([{', '.join(line)}], -1)")
     return [*lines, f"{name} = {cells[0]}" if len(cells) == 1 else f"{name} = torch.cat([{', '.join(cells)}], -2)"]

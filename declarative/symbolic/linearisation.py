@@ -84,7 +84,7 @@ class SymbolicLinearisation:
     @property
     def objective(self) -> Tensor:
         """f (b,)"""
-        return self._form.objective()(self._values).expand(self._y.shape[0])
+        return self._form.objective()(self._values)[0].expand(self._y.shape[0])
 
     @property
     def constraints(self) -> Rows:
@@ -96,7 +96,7 @@ class SymbolicLinearisation:
     def families(self) -> tuple[Tensor, ...]:
         """The values of each family of constraints, (b, *shape), with that which is left out."""
         results = self._form.constraints()(self._values)
-        return tuple(r.expand(self._y.shape[0], *s) for r, s in zip(results if isinstance(results, tuple) else (results,), self._shapes.families, strict=True))
+        return tuple(r.expand(self._y.shape[0], *s) for r, s in zip(results, self._shapes.families, strict=True))
 
     @property
     def equalities(self) -> int:
@@ -115,11 +115,9 @@ class SymbolicLinearisation:
         """The results of a function of H; what the pull-back needs besides is kept for it."""
         chosen = self._positions(self._wanted)[0]
         if not chosen:
-            results = code(self._values)
-            return results if isinstance(results, tuple) else (results,)
+            return code(self._values)
         code = self._form.with_input_gradients(code, chosen)[0]
         results = code(self._values)
-        results = results if isinstance(results, tuple) else (results,)
         count = len(results) - len(code.shared)
         for array, value in zip(code.shared, results[count:], strict=True):
             self._values[array.label] = value
@@ -135,19 +133,23 @@ class SymbolicLinearisation:
 
     def hessian_operator(self) -> Operator:
         """H by its structure."""
-        structure, form, shapes = self._form.structure, self._form, self._shapes
-        made: Mapping[str, Callable[[], Operator]] = {"banded": self._banded, "block diagonal": self._blocks, "Kronecker": self._blocks}
-        if structure.kind in ("diagonal", "scaled identity", "identity"):
-            if form.inverse is not None:
-                return InverseDiagonalOperator(shapes.join(form.inverse_diagonal()(self._values)))
-            return DiagonalOperator(shapes.join(form.hessian_diagonal()(self._values)))
-        if structure.kind == "diagonal + low rank":
-            return self._low_rank()
+        structure, form = self._form.structure, self._form
+        if structure.is_diagonal:
+            return self._diagonal() if form.inverse is None else InverseDiagonalOperator(self._shapes.join(form.inverse_diagonal()(self._values)))
+        made: Mapping[str, Callable[[], Operator]] = {
+            "banded": self._banded,
+            "block diagonal": self._blocks,
+            "Kronecker": self._blocks,
+            "diagonal + low rank": self._low_rank,
+        }
         return made[structure.kind]() if structure.kind in made else DenseOperator(self.hessian())
 
+    def _diagonal(self) -> DiagonalOperator:
+        """The diagonal part of H."""
+        return DiagonalOperator(self._shapes.join(self._form.hessian_diagonal()(self._values)))
+
     def _low_rank(self) -> Operator:
-        form, shapes = self._form, self._shapes
-        m = self._y.shape[1]
+        form, m = self._form, self._y.shape[1]
         ranks = [prod(form.lengths(f.bound, self._values)) for f in form.structure.factors]
         # Woodbury's formula needs products and a factor of the rank: from half of m on, H itself is cheaper.
         if not form.structure.diagonal or 2 * sum(ranks) > m:
@@ -157,8 +159,7 @@ class SymbolicLinearisation:
             [self._matrix(results[2 * k + side], f.bound, m, r) for k, (f, r) in enumerate(zip(form.structure.factors, ranks, strict=True))] for side in (0, 1)
         ]
         left, right = (torch.cat(parts, 2) if len(parts) > 1 else parts[0] for parts in sides)
-        base = DiagonalOperator(shapes.join(form.hessian_diagonal()(self._values)))
-        return LowRankUpdateOperator(base, left, None, right)
+        return LowRankUpdateOperator(self._diagonal(), left, None, right)
 
     def _matrix(self, result: Tensor, bound: Sequence[Symbol], m: int, rank: int) -> Tensor:
         """(b, m, rank) from (…, *shape of y, *bound)."""
@@ -172,7 +173,7 @@ class SymbolicLinearisation:
         count, size = (prod(shape[k] for k in axes) for axes in (apart, inner))
         b = self._y.shape[0]
         sides = (*(shape[k] for k in inner), *(shape[k] for k in inner))
-        result = form.hessian_blocks()(self._values)
+        (result,) = form.hessian_blocks()(self._values)
         if form.structure.kind == "Kronecker":
             operator: Operator = RepeatedOperator(DenseOperator(result.expand(b, *sides).reshape(b, size, size)), count)
         else:
@@ -215,15 +216,14 @@ class SymbolicLinearisation:
         return self.hessian_product(directions.unsqueeze(1)).transpose(0, 1)
 
     def jacobian_product(self, direction: Variables) -> Rows:
-        if not self._shapes.families:
-            return self.constraints
-        return self._shapes.join_rows(self._form.jacobian_product()(self._along(direction)), self._lead(direction))
+        operator = self.jacobian_operator()
+        return self.constraints if operator is None else operator.product(direction, self._lead(direction))
 
     def jacobian_transposed_product(self, rows: Rows) -> Variables:
-        if not self._shapes.families:
+        operator = self.jacobian_operator()
+        if operator is None:
             return self._y.new_zeros(*self._lead(rows), self._y.shape[1])
-        values = self._values.having(self._form.rows, self._shapes.split_rows(rows))
-        return self._shapes.join(self._form.jacobian_transposed_product()(values), self._lead(rows))
+        return operator.transpose().product(rows, self._lead(rows))
 
     def jacobian_products(self, cotangents: Directions) -> Products:
         return self.jacobian_transposed_product(cotangents.unsqueeze(1)).transpose(0, 1)
@@ -247,8 +247,7 @@ class SymbolicLinearisation:
                 code = self._form.with_input_gradients(self._form.named(self._handed), chosen)[1]
             if self._shapes.families and any(row in code.arguments for row in self._form.rows):
                 values = values.having(self._form.rows, self._shapes.split_rows(w))
-            results = code(values)
-            for k, result in zip(chosen, results if isinstance(results, tuple) else (results,), strict=True):
+            for k, result in zip(chosen, code(values), strict=True):
                 position = self._places[k]
                 if position is not None:
                     found[position] = self._gathered(position, result)
@@ -268,9 +267,8 @@ class SymbolicLinearisation:
         chosen, unknown = self._positions(list(tangents))
         dy, rows = torch.zeros_like(self._y), self._y.new_zeros(self._y.shape[0], self._shapes.count)
         if chosen:
-            moving = {self._form.tangents[k].label: tangents[self._places[k]] for k in chosen}  # pyright: ignore[reportArgumentType]
-            results = self._form.push_forward(chosen)(Values({**self._given, **self._point, **moving}, self._values._later))
-            results = results if isinstance(results, tuple) else (results,)
+            moving = self._values.having([self._form.tangents[k] for k in chosen], [tangents[self._places[k]] for k in chosen])
+            results = self._form.push_forward(chosen)(moving)
             count = len(self._shapes.variables)
             dy = self._shapes.join(results[:count])
             rows = self._shapes.join_rows(results[count:]) if self._shapes.families else rows

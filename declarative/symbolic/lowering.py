@@ -9,6 +9,7 @@ That is all of common subexpression elimination.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,8 +60,8 @@ class Lowering(Choices):
     def _term(self, term: Term, axes: Sequence[Symbol]) -> Value:
         lowering = self
         if term.guards:
-            lowering = Lowering(self._arrays, self._indices, self._lines, self._like, tuple(self._priority), {**self._ranges, **dict(term.guards)})
-            lowering._numbers = self._numbers
+            lowering = copy.copy(self)
+            lowering._ranges, lowering._memo = {**self._ranges, **dict(term.guards)}, {}
         inner = term.coefficient
         for symbol in term.bound:
             over = self._indices.ranges[symbol]

@@ -123,7 +123,7 @@ class SymbolicNode(DeclarativeNode):
 
     def objective(self, *inputs_and_y: Any) -> Tensor:
         *inputs, y = inputs_and_y
-        return self.form.objective()(self._values(inputs, y))
+        return self.form.objective()(self._values(inputs, y))[0]
 
     def equality_constraints(self, *inputs_and_y: Any) -> Tensor | None:
         return self._constraints(inputs_and_y, True)
@@ -136,8 +136,7 @@ class SymbolicNode(DeclarativeNode):
         if not families:
             return None
         *inputs, y = inputs_and_y
-        results = self.form.constraints(equality)(self._values(inputs, y))
-        flat = torch.cat([r.reshape(-1) for r in (results if isinstance(results, tuple) else (results,))])
+        flat = torch.cat([r.reshape(-1) for r in self.form.constraints(equality)(self._values(inputs, y))])
         return flat[:-1] if equality and self.form.dropped is not None else flat
 
     # Where a solver starts
@@ -152,7 +151,7 @@ class SymbolicNode(DeclarativeNode):
         elif self._start is not None:
             placeholder = tuple(like.new_zeros(batch, *shape) for shape in variables)
             results = self.form.start(self._start)(self._values(inputs, placeholder))
-            parts = tuple(r.expand(batch, *shape) for r, shape in zip(results if isinstance(results, tuple) else (results,), variables, strict=True))
+            parts = tuple(r.expand(batch, *shape) for r, shape in zip(results, variables, strict=True))
         else:
             parts = self._found_start(inputs, variables)
         return parts if self._statement.is_tuple else parts[0]
@@ -183,12 +182,12 @@ class SymbolicNode(DeclarativeNode):
         like = values[self._statement.variables[0].label]
         found = torch.ones(batch, dtype=torch.bool, device=like.device)
         gradients = self.form.gradient()(values)
-        for part, v in zip(gradients if isinstance(gradients, tuple) else (gradients,), self._statement.variables, strict=True):
+        for part, v in zip(gradients, self._statement.variables, strict=True):
             finite = torch.isfinite(part)
             found = found & (finite.flatten(finite.ndim - len(v.axes)).all(-1) if v.axes else finite)
         if self._statement.constraints:
             rows = self.form.row_sizes()(values)
-            for part, c in zip(rows if isinstance(rows, tuple) else (rows,), self._statement.constraints, strict=True):
+            for part, c in zip(rows, self._statement.constraints, strict=True):
                 if c.equality:
                     sound = torch.isfinite(part) & (part > 0)
                     found = found & (sound.flatten(sound.ndim - len(c.free)).all(-1) if c.free else sound)

@@ -15,6 +15,7 @@ from declarative.kkt.marginals import MarginalsComplement
 from declarative.structure.base import Operator, RowsOperator
 from declarative.structure.elementary import DenseOperator, DiagonalOperator
 from declarative.symbolic.closed_form import ClosedForm
+from declarative.symbolic.complement import Complement
 from declarative.symbolic.shapes import Shapes, Values
 
 
@@ -65,17 +66,20 @@ class IndexedJacobian(RowsOperator):
     def transpose(self) -> IndexedJacobian:
         return self._other
 
-    def matmul_columns(self, columns: Tensor) -> Tensor:
+    def product(self, flat: Tensor, lead: tuple[int, ...]) -> Tensor:
+        """(…, c) -> (*lead, r): of vectors whose leading dimensions broadcast with the batch."""
         form, shapes = self.form, self.shapes
-        batch, _, count = columns.shape
-        flat, lead = (columns.squeeze(-1), (batch,)) if count == 1 else (columns.permute(2, 0, 1), (count, batch))
         if self.transposed:
             code = form.magnitude_transposed_product() if self.absolute else form.jacobian_transposed_product()
-            result = shapes.join(code(self.values.having(form.rows, shapes.split_rows(flat))), lead)
-        else:
-            code = form.magnitude_product() if self.absolute else form.jacobian_product()
-            result = shapes.join_rows(code(self.values.having(form.directions, shapes.split(flat))), lead)
-        return result.unsqueeze(-1) if count == 1 else result.permute(1, 2, 0)
+            return shapes.join(code(self.values.having(form.rows, shapes.split_rows(flat))), lead)
+        code = form.magnitude_product() if self.absolute else form.jacobian_product()
+        return shapes.join_rows(code(self.values.having(form.directions, shapes.split(flat))), lead)
+
+    def matmul_columns(self, columns: Tensor) -> Tensor:
+        batch, _, count = columns.shape
+        if count == 1:
+            return self.product(columns.squeeze(-1), (batch,)).unsqueeze(-1)
+        return self.product(columns.permute(2, 0, 1), (count, batch)).permute(1, 2, 0)
 
     def to_dense(self) -> Tensor:
         matrix = dense_jacobian(self.form, self.values, self.shapes)
@@ -95,13 +99,16 @@ class IndexedJacobian(RowsOperator):
         whole = torch.cat([torch.cat([self._block(blocks, k, j) for j in range(count)], 2) for k in range(count)], 1)
         return self.shapes.without_dropped(self.shapes.without_dropped(whole, 1), 2)
 
+    @property
+    def _complement(self) -> Complement:
+        if self.form.complement is None:
+            raise RuntimeError("there is no Schur complement of a diagonal H")
+        return self.form.complement
+
     def _blocks(self, weights: Tensor) -> dict[tuple[int, int], Tensor]:
         """Those of the upper triangle, (b, k, k') or the diagonal (b, k)."""
-        found, shapes = self.form.complement, self.shapes
-        if found is None:
-            raise RuntimeError("there is no Schur complement of a diagonal H")
-        results = self.form.complement_code()(self.values.having(found.weights, shapes.split(weights)))
-        results = iter(results if isinstance(results, tuple) else (results,))
+        found, shapes = self._complement, self.shapes
+        results = iter(self.form.complement_code()(self.values.having(found.weights, shapes.split(weights))))
         batch, blocks, sizes = weights.shape[0], {}, shapes.family_sizes
         for k, first in enumerate(shapes.families):
             for j in range(k, len(shapes.families)):
@@ -115,10 +122,12 @@ class IndexedJacobian(RowsOperator):
         block = blocks[k, j] if k <= j else blocks[j, k].mT
         return torch.diag_embed(block) if block.ndim == 2 else block
 
-    def complement(self, weights: Tensor) -> Operator | None:
-        found, shapes = self.form.complement, self.shapes
-        if found is None or self.transposed:
-            return None
+    @property
+    def knows_complement(self) -> bool:
+        return self.form.complement is not None and not self.transposed
+
+    def complement(self, weights: Tensor) -> Operator:
+        found, shapes = self._complement, self.shapes
         if found.kind == "marginals":
             shape = shapes.variables[0]
             first, second = found.axes, tuple(k for k in range(len(shape)) if k not in found.axes)
@@ -156,8 +165,8 @@ def dense_hessian(form: ClosedForm, results: tuple[Tensor, ...], like: Tensor, s
 _Side = tuple[tuple[tuple[int, ...], ...], list[int]]
 
 
-def _assembled(results: Tensor | tuple[Tensor, ...], keys: list[tuple[int, int]], rows: _Side, columns: _Side, batch: int, like: Tensor) -> Tensor:
-    parts: Mapping[tuple[int, int], Tensor] = dict(zip(keys, results if isinstance(results, tuple) else (results,), strict=True))
+def _assembled(results: tuple[Tensor, ...], keys: list[tuple[int, int]], rows: _Side, columns: _Side, batch: int, like: Tensor) -> Tensor:
+    parts: Mapping[tuple[int, int], Tensor] = dict(zip(keys, results, strict=True))
     lines = []
     for k, (row, height) in enumerate(zip(*rows, strict=True)):
         line = []

@@ -38,7 +38,7 @@ class Reader:
         self._arrays: dict[Symbol, Array] = {}
         self._codes: set[str] = set(_RESERVED)
         self._totals: dict[Any, Expr] = {}
-        self._limits: dict[tuple[Symbol, int], Range] = {}
+        self._limits: dict[Symbol, Range] = {}
 
     def read(
         self,
@@ -51,10 +51,10 @@ class Reader:
     ) -> Statement:
         """The statement, checked."""
         statement = Statement(self._title, self.indices)
-        expressions = [self._expression("objective", objective)]
-        expressions += [self._difference(f"equality[{k}]", e, Equality) for k, e in enumerate(equality)]
-        expressions += [self._difference(f"inequality[{k}]", e, None) for k, e in enumerate(inequality)]
-        labels = ["objective", *(f"equality[{k}]" for k in range(len(equality))), *(f"inequality[{k}]" for k in range(len(inequality)))]
+        labelled = {"objective": self._expression("objective", objective)}
+        for kind, given in (("equality", equality), ("inequality", inequality)):
+            labelled |= {f"{kind}[{k}]": self._difference(f"{kind}[{k}]", e, Equality if kind == "equality" else None) for k, e in enumerate(given)}
+        expressions = list(labelled.values())
         self.indices.taken |= {str(s) for e in expressions for s in e.free_symbols if isinstance(s, Symbol)} - {
             str(i) for e in expressions for i in _index_names(e)
         }
@@ -74,16 +74,13 @@ class Reader:
                 statement.numbers[array.label], statement.number_codes[array.label] = float(value), array.code
             else:
                 statement.constants = (*statement.constants, array)
-        read = [self._read(label, e) for label, e in zip(labels, expressions, strict=True)]
-        statement.objective = read[0]
-        free = self.indices.of(read[0])
+        read = {label: self._read(label, e) for label, e in labelled.items()}
+        statement.objective = read.pop("objective")
+        free = self.indices.of(statement.objective)
         if free:
             hint = f". If you did: sympy moves a Piecewise out of inner sums. {_CASES}" if objective.has(sympy.Piecewise) else ""
             raise ValueError(f"the objective depends on the index {_named(free)} outside of every Sum: it must be one number; sum over {_named(free)}{hint}")
-        rows = []
-        for k, e in enumerate(read[1:]):
-            rows.append(self._constraint(labels[k + 1], e, k < len(equality), statement))
-        statement.constraints = tuple(rows)
+        statement.constraints = tuple(self._constraint(label, e, label.startswith("equality"), statement) for label, e in read.items())
         self._check_known(statement)
         return statement
 
@@ -122,7 +119,7 @@ class Reader:
             for total in e.atoms(Sum, Product):
                 for symbol, *limits in total.limits:
                     if len(limits) == 2 and isinstance(symbol, Symbol):
-                        self._limits.setdefault((symbol, 0), self._range_of(*limits))
+                        self._limits.setdefault(symbol, self._range_of(*limits))
 
     def _range_of(self, lower: Any, upper: Any) -> Range:
         return Range(sympy.sympify(lower).xreplace(self._fixed), sympy.sympify(upper).xreplace(self._fixed))
@@ -154,8 +151,8 @@ class Reader:
             return self._range_of(index.lower, index.upper)
         if given.base.shape is not None:
             return self._range_of(0, given.base.shape[k] - 1)
-        if (index, 0) in self._limits:
-            return self._limits[index, 0]
+        if index in self._limits:
+            return self._limits[index]
         raise ValueError(f"{role}: what the index {index} of {given} runs over is not known; write {index} = sympy.Idx({str(index)!r}, n), with n its size")
 
     def _free(self, index: Any, over: Range) -> Symbol:
@@ -223,8 +220,6 @@ class Reader:
             return e
         if e in self._known:
             return self._known[e]
-        if (e, 0) in self._limits and e.is_integer is not False and any(e in base for base in ()):
-            return self._free(e, self._limits[e, 0])
         return e
 
     def _total(self, label: str, e: Sum | Product, names: dict[Any, Any]) -> Expr:
@@ -262,7 +257,7 @@ class Reader:
         read = []
         for k, (index, axis) in enumerate(zip(e.indices, array.axes, strict=True)):
             if isinstance(index, Symbol) and index not in names and index not in self._known:
-                found = self._free(index, self._limits.get((index, 0), axis))
+                found = self._free(index, self._limits.get(index, axis))
             else:
                 found = self._rebuilt(label, index, names)
             try:

@@ -94,11 +94,11 @@ class Shapes:
         before, after = flat[..., : self._place], flat[..., self._place :]
         return _split(torch.cat([pad(before, (0, 1)), after], -1), self.families, self.family_sizes)
 
-    def join(self, parts: Tensor | tuple[Tensor, ...], lead: tuple[int, ...] | None = None) -> Tensor:
+    def join(self, parts: Sequence[Tensor], lead: tuple[int, ...] | None = None) -> Tensor:
         """(…, *shape) for each variable, the batch perhaps missing -> (*lead, m); lead: by default (b,)."""
         return _joined(parts, self.variables, self.variable_sizes, lead or (self.batch,))
 
-    def join_rows(self, parts: Tensor | tuple[Tensor, ...], lead: tuple[int, ...] | None = None) -> Tensor:
+    def join_rows(self, parts: Sequence[Tensor], lead: tuple[int, ...] | None = None) -> Tensor:
         """The same for families -> (*lead, k)."""
         return self.without_dropped(_joined(parts, self.families, self.family_sizes, lead or (self.batch,)), -1)
 
@@ -119,9 +119,7 @@ def _split(flat: Tensor, shapes: Sequence[tuple[int, ...]], sizes: list[int]) ->
     return [part.reshape(*lead, *s) for part, s in zip(flat.split(sizes, -1), shapes, strict=True)]
 
 
-def _joined(parts: Tensor | tuple[Tensor, ...], shapes: Sequence[tuple[int, ...]], sizes: list[int], lead: tuple[int, ...]) -> Tensor:
-    if isinstance(parts, Tensor):
-        parts = (parts,)
+def _joined(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], sizes: list[int], lead: tuple[int, ...]) -> Tensor:
     flat = [
         (part if part.shape == lead + shape else part.expand(*lead, *shape)).reshape(*lead, size)
         for part, shape, size in zip(parts, shapes, sizes, strict=True)

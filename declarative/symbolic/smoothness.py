@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import sympy
-from sympy import Dummy, Expr, Indexed, Product, Sum, Symbol
+from sympy import Dummy, Expr, Product, Sum, Symbol
 from sympy.core.relational import Relational
 
 from declarative.symbolic.functions import Cases, logsumexp
 from declarative.symbolic.statement import Statement
+from declarative.symbolic.terms import as_numbers
 
 _TRIES, _STEP, _TOLERANCE = 24, 1e-4, 2e-3
 _NUMERIC = [{"logistic": lambda z: 1 / (1 + np.exp(-z)), "softplus": lambda z: np.logaddexp(0, z)}, "scipy", "numpy"]
@@ -32,8 +33,7 @@ def check_smooth(statement: Statement) -> None:
 
 def _check(label: str, e: Expr, sign: int, variables: set[Symbol], statement: Statement) -> None:
     """sign: 1 where the objective grows with e, −1 where it falls, 0 where that is not known."""
-    atoms: dict[sympy.Basic, Dummy] = {}
-    _collect(e, atoms)
+    atoms = as_numbers(e)
     plain = e.xreplace(atoms)
     moving = {z for atom, z in atoms.items() if variables & atom.free_symbols}
     for kink, gap in _kinks(plain):
@@ -57,14 +57,6 @@ def _check(label: str, e: Expr, sign: int, variables: set[Symbol], statement: St
         inner = atom.args[0] if isinstance(atom, logsumexp) else atom
         if isinstance(inner, Sum | Product) and variables & atom.free_symbols:
             _check(label, inner.function, sign * _direction(plain, z, atoms) if isinstance(inner, Sum) else 0, variables, statement)
-
-
-def _collect(e: sympy.Basic, atoms: dict[sympy.Basic, Dummy]) -> None:
-    if isinstance(e, Indexed | Symbol | Sum | Product | logsumexp):
-        atoms.setdefault(e, Dummy(f"a{len(atoms)}", real=True))
-        return
-    for part in e.args:
-        _collect(part, atoms)
 
 
 def _kinks(e: sympy.Basic) -> Iterator[tuple[sympy.Basic, Expr]]:

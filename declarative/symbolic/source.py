@@ -73,8 +73,10 @@ class Code:
         """Without the compiled function, which is made anew."""
         return {name: value for name, value in vars(self).items() if name != "function"}
 
-    def __call__(self, values: Mapping[Symbol, Tensor]) -> Any:
-        return self.function(*[values[a.label] for a in self.arguments])
+    def __call__(self, values: Mapping[Symbol, Tensor]) -> tuple[Tensor, ...]:
+        """The results, one for each output."""
+        results = self.function(*[values[a.label] for a in self.arguments])
+        return results if isinstance(results, tuple) else (results,)
 
 
 def write(statement: Statement, wanted: Wanted) -> Code:

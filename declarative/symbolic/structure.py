@@ -48,6 +48,15 @@ class Structure:
     constant: bool = False
     obstacle: str = ""
 
+    @property
+    def is_diagonal(self) -> bool:
+        """Diagonal, of whatever kind."""
+        return self.kind in ("identity", "scaled identity", "diagonal")
+
+
+def _dense(obstacle: str, constant: bool = False) -> Structure:
+    return Structure("dense", "dense", constant=constant, obstacle=obstacle)
+
 
 def pairing(term: Term, rows: Sequence[Symbol], columns: Sequence[Symbol], indices: Indices) -> dict[int, int] | None:
     """axis -> offset for each delta(p_k + offset, q_k); None if there is any other delta."""
@@ -77,15 +86,14 @@ def _of_parts(blocks: Blocks) -> Structure:
     variables = blocks.statement.variables
     for (a, b), terms in blocks.hessian.items():
         if a != b and terms:
-            return Structure("dense", "dense", obstacle=f"{_shown(terms[0], blocks)} couples {variables[a].label} and {variables[b].label}")
+            return _dense(f"{_shown(terms[0], blocks)} couples {variables[a].label} and {variables[b].label}")
     parts = [_structure(blocks.hessian[k, k], blocks.rows[k], blocks.columns[k], blocks) for k in range(len(variables))]
-    diagonals = ("zero", "identity", "scaled identity", "diagonal")
     if all(part.kind == "zero" for part in parts):
         return parts[0]
-    if all(part.kind in diagonals for part in parts):
+    worst = next((k for k, part in enumerate(parts) if part.kind != "zero" and not part.is_diagonal), None)
+    if worst is None:
         return Structure("diagonal", "diagonal", constant=all(part.constant for part in parts))
-    worst = next(k for k, part in enumerate(parts) if part.kind not in diagonals)
-    return Structure("dense", "dense", obstacle=f"y has several parts, and that of {variables[worst].label} is {parts[worst].words}")
+    return _dense(f"y has several parts, and that of {variables[worst].label} is {parts[worst].words}")
 
 
 def _structure(terms: Terms, rows: tuple[Symbol, ...], columns: tuple[Symbol, ...], blocks: Blocks) -> Structure:
@@ -96,14 +104,14 @@ def _structure(terms: Terms, rows: tuple[Symbol, ...], columns: tuple[Symbol, ..
     pairs = [pairing(t, rows, columns, indices) for t in terms]
     odd = next((t for t, p in zip(terms, pairs, strict=True) if p is None), None)
     if odd is not None:
-        return Structure("dense", "dense", constant=constant, obstacle=_shown(odd, blocks))
+        return _dense(_shown(odd, blocks), constant)
     known = [p for p in pairs if p is not None]
     every = len(rows)
     if all(len(p) == every for p in known):
         return _diagonal_or_banded(terms, known, rows, constant, indices, blocks)
     if any(offset for p in known for offset in p.values()):
         shifted = next(t for t, p in zip(terms, known, strict=True) if any(p.values()) or len(p) < every)
-        return Structure("dense", "dense", constant=constant, obstacle=_shown(shifted, blocks))
+        return _dense(_shown(shifted, blocks), constant)
     common = tuple(k for k in range(every) if all(k in p for p in known))
     if common:
         return _blocks(terms, common, rows, columns, constant, blocks)
@@ -114,7 +122,7 @@ def _diagonal_or_banded(terms: Terms, pairs: list[dict[int, int]], rows: tuple[S
     reach = [max((abs(offset) for offset in p.values()), default=0) for p in pairs]
     if max(reach, default=0):
         if len(rows) > 1:
-            return Structure("dense", "dense", constant=constant, obstacle=_shown(terms[reach.index(max(reach))], blocks))
+            return _dense(_shown(terms[reach.index(max(reach))], blocks), constant)
         return Structure("banded", f"banded, {2 * max(reach) + 1} diagonals", offset=max(reach), constant=constant)
     plain = [on_diagonal(t, blocks.columns[0]) for t in terms]
     if any(t.guards or indices.of(t.coefficient) & set(rows) for t in terms):
@@ -146,7 +154,7 @@ def _low_rank(terms: Terms, pairs: list[dict[int, int]], rows: tuple[Symbol, ...
             continue
         found = None if p or term.guards else _factors(term, rows, columns, indices)
         if found is None:
-            return Structure("dense", "dense", constant=constant, obstacle=_shown(term, blocks))
+            return _dense(_shown(term, blocks), constant)
         factors += found
     ranks = [sympy.Mul(*(indices.ranges[s].size for s in f.bound)) for f in factors]
     rank = sympy.sstr(sympy.Add(*ranks))

@@ -61,15 +61,17 @@ def negative(term: Term) -> Term:
 
 
 def on_diagonal(term: Term, columns: Sequence[Symbol]) -> Term:
-    """The term where its deltas are 1, without its column indices."""
+    """The term where its deltas with these columns are 1, without their indices."""
     names: dict[Symbol, Expr] = {}
+    others = []
     for a, b in term.deltas:
-        for one, other in ((a, b), (b, a)):
-            symbol = next((s for s in one.free_symbols if s in columns), None)
-            if symbol is not None:
-                names[symbol] = other - (one - symbol)
-                break
-    return replace(term, coefficient=term.coefficient.xreplace(names), deltas=())
+        found = next(((s, one, other) for one, other in ((a, b), (b, a)) for s in one.free_symbols if s in columns), None)
+        if found is None:
+            others.append((a, b))
+        else:
+            symbol, one, other = found
+            names[symbol] = other - (one - symbol)
+    return replace(term, coefficient=term.coefficient.xreplace(names), deltas=tuple(others))
 
 
 def differentiate(terms: Iterable[Term], variable: Symbol, target: Sequence[Symbol], indices: Indices) -> Terms:
@@ -87,22 +89,28 @@ def depends(expression: sympy.Basic, variable: Symbol) -> bool:
     return variable in expression.free_symbols
 
 
-def _atoms(expression: sympy.Basic, found: dict[sympy.Basic, None]) -> None:
-    """What counts as one number: entries, symbols, and sums and products, through which a derivative goes."""
-    if isinstance(expression, (Indexed, Symbol, Sum, Product, logsumexp)):
-        found[expression] = None
-        return
-    for part in expression.args:
-        _atoms(part, found)
+def as_numbers(expression: sympy.Basic) -> dict[sympy.Basic, Dummy]:
+    """What counts as one number, and a symbol for it: entries, symbols, and sums and products, through which a derivative goes.
+
+    All of them are real, which sympy must know of |z| and √z².
+    """
+    found: dict[sympy.Basic, Dummy] = {}
+
+    def look(e: sympy.Basic) -> None:
+        if isinstance(e, (Indexed, Symbol, Sum, Product, logsumexp)):
+            found.setdefault(e, Dummy(f"a{len(found)}", real=True))
+            return
+        for part in e.args:
+            look(part)
+
+    look(expression)
+    return found
 
 
 def _derivative(expression: Expr, variable: Symbol, target: Sequence[Symbol], indices: Indices) -> Terms:
     if not depends(expression, variable):
         return []
-    found: dict[sympy.Basic, None] = {}
-    _atoms(expression, found)
-    # All of them are real numbers, which sympy must know of |z| and √z².
-    scalars = {atom: Dummy(real=True) for atom in found if not indices.is_index(atom)}
+    scalars = {atom: z for atom, z in as_numbers(expression).items() if not indices.is_index(atom)}
     plain, back = expression.xreplace(scalars), {z: atom for atom, z in scalars.items()}
     terms = []
     for atom, z in scalars.items():

@@ -10,7 +10,7 @@ import sympy
 import torch
 from sympy import Idx, IndexedBase, exp, log
 
-from declarative import DeclarativeNode, Solution, verify
+from declarative import ConjugateGradients, DeclarativeNode, Implicit, Solution, verify
 from declarative.solvers import Newton, UserSolve
 from declarative.symbolic import SymbolicNode
 from tests.conformance.cases import close
@@ -241,3 +241,18 @@ def test_overflow():
             found = node(big)
             assert found.isfinite().all()
             assert torch.autograd.grad(weighted(found), v)[0].isfinite().all()
+
+
+class SolvesByHand(SymbolicNode):
+    def solve_kkt(self, inputs, solution, v, w):
+        raise NotImplementedError
+
+
+def test_explain_names_what_solves():
+    """A closed form is named where it is what solves, not where a hook or an iterative method does."""
+    assert softmax().explain(X).solver == "Schur complement of H, by its own structure"
+    by_cg = softmax(differentiation=Implicit(linear_solver=ConjugateGradients())).explain(X)
+    assert "conjugate gradients" in by_cg.solver
+    statement = {"objective": total(y[i] * log(y[i]) - x[i] * y[i], i), "equality": [total(y[i], i) - 1]}
+    by_hand = SolvesByHand(**statement, variable=y[i], inputs=(x[i],)).explain(X)
+    assert "solve_kkt" in by_hand.solver

@@ -3,9 +3,6 @@
 # sympy's annotations say Basic where only an Expr can be.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportIndexIssue=false
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportIncompatibleMethodOverride=false
-
-# sympy annotates most results as Basic.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 from collections.abc import Sequence

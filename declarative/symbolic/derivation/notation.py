@@ -3,9 +3,6 @@
 # sympy's annotations say Basic where only an Expr can be.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportIndexIssue=false
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportIncompatibleMethodOverride=false
-
-# sympy annotates most results as Basic.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import re
@@ -17,7 +14,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from declarative.symbolic.arrays import Array
 from declarative.symbolic.closed_form import ClosedForm
 from declarative.symbolic.derivation.display import Names
-from declarative.symbolic.derivation.rendering import Style
+from declarative.symbolic.derivation.printers import Style
 
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _OTHERS = {"u": "sph", "v": "gce", "w": "qzk", "t": "τθ"}
