@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types imports bench tutorials clean
+.PHONY: setup demo test lint types imports peers bench tutorials clean
 
 setup: .venv/ready
 
@@ -29,8 +29,19 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-bench: setup
-	$(BIN)/python -m benchmarks
+# What `make bench` compares with. The jax stack wants versions of its own, and is talked to through a subprocess.
+peers: .venv/peers-ready
+
+.venv/peers-ready: .venv/ready benchmarks/peers/jax_side/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/python -m pip install --quiet --no-deps qpth==0.0.18
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --requirement benchmarks/peers/jax_side/requirements.txt
+	touch .venv/peers-ready
+
+# Every suite against every peer, and benchmarks/RESULTS.md written anew. `declarative bench NAME` runs one, with the peers that are there.
+bench: setup peers
+	$(BIN)/python -m benchmarks --results
 
 # Executes every tutorial and writes its notebook. `make tutorials ONLY=05` for some.
 tutorials: setup
@@ -38,4 +49,4 @@ tutorials: setup
 	$(BIN)/python -m tutorials $(ONLY)
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .venv-jax outputs

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.report import Row, Target, timed
+from benchmarks import machine
+from benchmarks.contest import contest, figure_row
+from benchmarks.report import Row, Target
 from benchmarks.statements import LogSumExp, QuarticOnSphere
-from benchmarks.timing import QUICK, Effort, compare
+from benchmarks.timing import QUICK, Effort
 from declarative import DeclarativeNode
 from declarative.node import choose_solver, prepare
 from declarative.problem import Layout, Problem
@@ -40,7 +42,7 @@ class Kept(Solver):
 def rows(quick: bool) -> Iterator[Row]:
     """The suite."""
     m, batch = (6, 3) if quick else (100, 32)
-    x = torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = machine.here(torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     for label, node in (("log-sum-exp, Newton", Unsolved()), ("sphere, Newton", UnsolvedSphere()), ("simplex, interior point", SimplexProjection())):
         yield overhead_row(f"{label}, m={m}, b={batch}", node, x, quick)
     yield from polish_rows(quick)
@@ -78,8 +80,8 @@ def overhead_row(what: str, node: DeclarativeNode, x: Tensor, quick: bool) -> Ro
         with torch.no_grad():
             find_point(problem, (), (), Kept(found=alone()), 0, False)
 
-    comparison = compare(lambda: certified, lambda: alone, QUICK if quick else EFFORT)
-    return timed(SUITE, f"forward with / without the cheap certificate, {what}", comparison, Target(ratio=LIMIT))
+    effort = QUICK if quick else EFFORT
+    return contest(SUITE, f"forward with the cheap certificate, {what}", lambda: certified, "without it", lambda: alone, effort, Target(ratio=LIMIT))
 
 
 class QuadraticProgram(DeclarativeNode):
@@ -117,7 +119,7 @@ def polish_rows(quick: bool) -> Iterator[Row]:
     """Error of solutions and gradients of the loose quadratic program after 0 to 3 polishing steps."""
     generator = torch.Generator().manual_seed(0)
     m, q, batch = (5, 3, 2) if quick else (30, 20, 16)
-    draw: Callable[..., Tensor] = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    draw: Callable[..., Tensor] = lambda *shape: machine.here(torch.randn(shape, generator=generator, dtype=torch.float64))  # noqa: E731
     root = draw(batch, m, m)
     Q = root @ root.mT / m + torch.eye(m, dtype=torch.float64)
     inputs = tuple(t.requires_grad_() for t in (Q, draw(batch, m), draw(batch, q, m), draw(batch, q).abs() * 0.3))
@@ -134,5 +136,5 @@ def polish_rows(quick: bool) -> Iterator[Row]:
         found = solved(LooseQP(solver=UserSolve(tolerance=1e-2), polish=steps))
         errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True)]
         what = f"quadratic program solved to {LOOSE:g}, m={m}, q={q}, b={batch}, {steps} polishing steps"
-        yield Row(SUITE, f"{what}: error of y", "", errors[0])
-        yield Row(SUITE, f"{what}: error of the gradients", "", max(errors[1:]), target=Target(ours=1e-8) if steps == 3 else None)
+        yield figure_row(SUITE, f"{what}: error of y", "", errors[0])
+        yield figure_row(SUITE, f"{what}: error of the gradients", "", max(errors[1:]), target=Target(ours=1e-8) if steps == 3 else None)

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 from torch.func import hessian
 
-from benchmarks.engine import difference
+from benchmarks import machine
+from benchmarks.contest import alone, contest, difference
 from benchmarks.peers import ott_divergence, unrolled_divergence
-from benchmarks.plans import as_tensor
-from benchmarks.report import Row, Target, timed
-from benchmarks.timing import FULL, QUICK, Effort, compare, measure
+from benchmarks.report import Row, Target
+from benchmarks.timing import FULL, QUICK, Effort
 from declarative.layers import sinkhorn_divergence
 
 SUITE = "transport"
 EPSILON = 0.1
 TOLERANCE = 1e-13
-# Enough for the Hessian to settle to rounding.
-ITERATIONS = 50
-AGREEMENT = 1e-8
+# Enough for the Hessian to settle to rounding; the reference takes more.
+ITERATIONS, SETTLED = 50, 100
+LIMIT = 1e-8
+ERRORS = "Hessian"
 # (position of what the Hessian is by, name, milliseconds).
 CASES = ((2, "weights", 5.0), (0, "points", 10.0))
 SLOW = Effort(blocks=3, seconds=0.0, runs=1, warm_up=1)
@@ -37,26 +38,30 @@ def sample(n: int, m: int) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     x, y, a, b = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((n, 3), (m, 3), (n,), (m,)))
     a, b = a + 0.1, b + 0.1
-    return x, y, a / a.sum(), b / b.sum()
+    return machine.here(x), machine.here(y), machine.here(a / a.sum()), machine.here(b / b.sum())
 
 
 def hessian_rows(n: int, m: int, quick: bool) -> Iterator[Row]:
     """By weights and by points, against each peer."""
     inputs = sample(n, m)
-    for position, name, limit in CASES:
+    for position, name, milliseconds in CASES:
+        what = f"Hessian of the Sinkhorn divergence by {name}, {n} and {m} points in 3-d"
         ours = _hessian(partial(sinkhorn_divergence, epsilon=EPSILON, tolerance=TOLERANCE), position, inputs)
-        found = _modulo_constants(ours(), name)
-        what = f"Hessian of the Sinkhorn divergence by {name}, {n} and {m} points in 3-d, ours /"
-        unrolled = _hessian(partial(unrolled_divergence.divergence, epsilon=EPSILON, iterations=ITERATIONS), position, inputs)
-        comparison = compare(lambda run=ours: run, lambda run=unrolled: run, QUICK if quick else SLOW)
-        yield timed(SUITE, f"{what} {ITERATIONS} unrolled steps", comparison, Target(ours=limit, agreement=AGREEMENT), _error(found, unrolled, name))
+        unrolled, settled = (
+            _hessian(partial(unrolled_divergence.divergence, epsilon=EPSILON, iterations=count), position, inputs) for count in (ITERATIONS, SETTLED)
+        )
+        judge = partial(_error, _modulo_constants(settled(), name), name)
+        target = Target(ours=milliseconds, error=LIMIT)
+        against = f"{ITERATIONS} unrolled steps"
+        yield contest(SUITE, what, lambda run=ours: run, against, lambda run=unrolled: run, QUICK if quick else SLOW, target, judge=judge, errors=ERRORS)
+        effort = QUICK if quick else FULL
         try:
             theirs = ott_divergence.hessian(position, inputs, EPSILON)
         except ImportError as error:
-            yield Row(SUITE, f"{what} OTT, implicit", "ms", measure(lambda run=ours: run, QUICK if quick else FULL).median, note=f"OTT skipped: {error}")
+            yield alone(SUITE, what, lambda run=ours: run, effort, target, against="OTT", judge=judge, errors=ERRORS, note=f"OTT skipped: {error}")
             continue
-        comparison = compare(lambda run=ours: run, lambda run=theirs: run, QUICK if quick else FULL)
-        yield timed(SUITE, f"{what} OTT, implicit", comparison, Target(ours=limit), _error(found, theirs, name))
+        error = judge(theirs.result())
+        yield contest(SUITE, what, lambda run=ours: run, theirs.name, theirs.side, effort, target, judge=judge, errors=ERRORS, peer_error=error)
 
 
 def _hessian(divergence: Callable[..., Tensor], position: int, inputs: Inputs) -> Callable[[], Tensor]:
@@ -64,8 +69,8 @@ def _hessian(divergence: Callable[..., Tensor], position: int, inputs: Inputs) -
     return lambda: second(*inputs)
 
 
-def _error(found: Tensor, run: Callable[[], object], name: str) -> float:
-    return difference(found, _modulo_constants(as_tensor(run()), name))
+def _error(exact: Tensor, name: str, found: Tensor) -> float:
+    return difference(_modulo_constants(found.to(exact), name), exact)
 
 
 def _modulo_constants(matrix: Tensor, name: str) -> Tensor:

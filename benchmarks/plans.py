@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import machine
+from benchmarks.timing import Prepare, Side
+
 # The relative marginal error that every solver is asked for.
 WANTED = 1e-8
 _NEWTON_STEPS = 10
@@ -30,11 +33,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """A peer's plan as its own kind of array, its iterations, and whether it gave up before what it was asked for."""
+    """A peer's plan as its own kind of array, its iterations, and whether it gave up before what it was asked for.
+
+    Args:
+        seconds: how long it took, where the peer keeps its own clock.
+    """
 
     P: Any
     iterations: int
     exhausted: bool = False
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,20 @@ class Way:
     Args:
         settings: from loose to tight, in the peer's own measure (a tolerance, or a number of steps where it has no other): the first
             that leads to the error wanted is the one that is timed, so that no peer pays for accuracy that it was not asked for.
-        solve: what is timed.
+        solve: what is timed, unless there is a side.
+        side: what is timed instead, of a peer that runs in another process.
+        weigh: whether its memory is that of tensors, and can be counted.
     """
 
     name: str
     settings: Sequence[float]
     solve: Callable[[float], Found]
+    side: Callable[[float], Side] | None = None
+    weigh: bool = False
+
+    def at(self, setting: float) -> Prepare | Side:
+        """What is timed at this setting."""
+        return (lambda: lambda: self.solve(setting)) if self.side is None else self.side(setting)
 
 
 def points(n: int, gamma: float, batch: int | None = None, dtype: torch.dtype = torch.float64) -> Problem:
@@ -57,14 +73,14 @@ def points(n: int, gamma: float, batch: int | None = None, dtype: torch.dtype = 
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.rand(batch or 1, n, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     M = torch.cdist(x, y).square()
-    M = (M / M.amax((-2, -1), keepdim=True)).to(dtype)
+    M = machine.here((M / M.amax((-2, -1), keepdim=True)).to(dtype))
     uniform = M.new_full((n,), 1 / n)
     return Problem(M if batch else M[0], uniform, uniform, gamma)
 
 
 def as_tensor(P: Any) -> Tensor:
-    """A copy in float64 of whatever a solver returned."""
-    return P.detach().double() if isinstance(P, Tensor) else torch.from_numpy(np.array(P, dtype=np.float64))
+    """A copy in float64, on the CPU, of whatever a solver returned."""
+    return P.detach().double().cpu() if isinstance(P, Tensor) else torch.from_numpy(np.array(P, dtype=np.float64))
 
 
 def marginal_error(P: Any, problem: Problem) -> float:

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.engine import difference
-from benchmarks.report import Row, Spread, Target, timed
-from benchmarks.timing import QUICK, Effort, compare, peak_bytes
+from benchmarks import machine
+from benchmarks.contest import contest, figure_row, gradient_error
+from benchmarks.report import Row, Target
+from benchmarks.timing import QUICK, Effort
 from declarative.layers import sinkhorn_divergence
 from declarative.layers.transport.point_cloud import cloud_loss
 
@@ -41,7 +42,7 @@ SLOW = Effort(blocks=3, seconds=0.0, runs=1, warm_up=1)
 
 def rows(quick: bool) -> Iterator[Row]:
     """The suite."""
-    for what, epsilon, dtype in CASES[-1:] if quick else CASES:
+    for what, epsilon, dtype in (CASES[-1:] if quick else CASES) if machine.on_cpu() else ():
         yield from large_rows(what, 300 if quick else POINTS, epsilon, dtype)
     yield from stored_rows(60 if quick else 3000, 0.1, QUICK if quick else SLOW)
 
@@ -54,28 +55,26 @@ def large_rows(what: str, n: int, epsilon: float, dtype: str) -> Iterator[Row]:
         raise RuntimeError(f"python {' '.join(arguments)} failed:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
     case = f"{what}, {n} and {n} points in 3-d, ε = {epsilon:g}, {dtype}"
-    yield Row(SUITE, f"forward, {case}", "s", found["forward"])
-    yield Row(SUITE, f"backward, {case}", "s", found["backward"])
+    yield figure_row(SUITE, f"forward, {case}", "s", found["forward"])
+    yield figure_row(SUITE, f"backward, {case}", "s", found["backward"])
     note = f"{found['imported']:.2f} of them before the first point"
-    yield Row(SUITE, f"peak memory, {case}", "GB", found["peak"], target=Target(ours=GIGABYTES), note=note)
+    yield figure_row(SUITE, f"peak memory, {case}", "GB", found["peak"], target=Target(ours=GIGABYTES), note=note)
 
 
 def stored_rows(n: int, epsilon: float, effort: Effort) -> Iterator[Row]:
     """The gradient of the divergence, beside the same from stored matrices."""
     x, y = clouds(n, torch.float64)
     ours, stored = (_gradient(x, y, epsilon, tiled) for tiled in (True, False))
-    what = f"gradient of the divergence, {n} and {n} points, ε = {epsilon:g}, float64, in tiles / stored"
-    yield timed(SUITE, what, compare(lambda: ours, lambda: stored, effort), agreement=difference(ours(), stored()))
-    mine, theirs = (peak_bytes(run, slack=0.05) / 2**20 for run in (ours, stored))
-    ratio = theirs / mine
-    yield Row(SUITE, f"peak memory of tensors, {what}", "MiB", mine, theirs, Spread(ratio, ratio, ratio))
+    what = f"gradient of the divergence in tiles, {n} and {n} points, ε = {epsilon:g}, float64"
+    judge = gradient_error(stored())
+    yield contest(SUITE, what, lambda: ours, "stored matrices", lambda: stored, effort, judge=judge, errors="gradient")
 
 
 def clouds(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x, y (n, 3)"""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.rand(n, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    return x.to(dtype), y.square().to(dtype)
+    return machine.here(x.to(dtype)), machine.here(y.square().to(dtype))
 
 
 def _gradient(x: Tensor, y: Tensor, epsilon: float, tiled: bool) -> Callable[[], Tensor]:

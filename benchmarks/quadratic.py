@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks import machine
+
 # Q, c, A, b, G, d, batch first.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Array = NDArray[np.float64]
@@ -48,7 +50,9 @@ def sample(n: int, batch: int) -> tuple[Inputs, Tensor]:
     amount = 0.5 + torch.rand(batch, n, generator=generator, dtype=torch.float64)
     c = -(_times(Q, y) + _times(A.mT, nu) + _times(G.mT, torch.where(active, amount, 0.0)))
     b, d = _times(A, y), _times(G, y) + torch.where(active, 0.0, amount)
-    return (Q.requires_grad_(), c.requires_grad_(), A.requires_grad_(), b.requires_grad_(), G.requires_grad_(), d.requires_grad_()), normal(batch, n)
+    v = machine.here(normal(batch, n))
+    Q, c, A, b, G, d = (machine.here(t).requires_grad_() for t in (Q, c, A, b, G, d))
+    return (Q, c, A, b, G, d), v
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -57,8 +61,8 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def kkt_residual(inputs: Inputs, answer: Answer) -> float:
     """The largest of stationarity, violation, wrong sign and complementarity over the batch; the data are of size 1."""
-    Q, c, A, b, G, d = (t.detach().numpy() for t in inputs)
-    y, nu, mu = (t.detach().numpy() for t in (answer.y, answer.equality, answer.inequality))
+    Q, c, A, b, G, d = (t.detach().cpu().numpy() for t in inputs)
+    y, nu, mu = (t.detach().cpu().numpy() for t in (answer.y, answer.equality, answer.inequality))
     stationarity = np.einsum("bij,bj->bi", Q, y) + c + np.einsum("bij,bi->bj", A, nu) + np.einsum("bij,bi->bj", G, mu)
     equality, slack = np.einsum("bij,bj->bi", A, y) - b, d - np.einsum("bij,bj->bi", G, y)
     return float(max(np.abs(stationarity).max(), np.abs(equality).max(), -slack.min(), -mu.min(), np.abs(mu * slack).max()))
@@ -68,8 +72,8 @@ def gradient_error(inputs: Inputs, cotangent: Tensor, gradients: tuple[Tensor, .
     """Against the reference, for the first `count` samples: the largest difference relative to the largest entry of each gradient."""
     worst = 0.0
     for i in range(count):
-        exact = _reference(cotangent[i].numpy(), *(t[i].detach().numpy() for t in inputs))
-        found = [t[i].numpy() for t in gradients]
+        exact = _reference(cotangent[i].cpu().numpy(), *(t[i].detach().cpu().numpy() for t in inputs))
+        found = [t[i].cpu().numpy() for t in gradients]
         worst = max(worst, *(float(np.abs(a - e).max() / np.abs(e).max()) for a, e in zip(found, exact, strict=True)))
     return worst
 

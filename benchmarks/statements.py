@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from declarative import DeclarativeNode, Solution
 from declarative.differentiation import Differentiation
 from declarative.solvers import Newton
@@ -83,7 +84,7 @@ STATEMENTS = (Robust, LogSumExp, Quartic, RobustOnPlanes, QuarticOnSphere)
 
 def prepare(kind: type[Prepared], m: int, batch: int) -> tuple[Prepared, Tensor]:
     """A node of this kind that knows its solution at the inputs x (batch, m), which come with it."""
-    x = torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = machine.here(torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     found = kind(solver=Newton(), polish=2).solution(x)
     if found.stationarity is None or found.violation is None or not bool(((found.stationarity < 1e-10) & (found.violation < 1e-10)).all()):
         raise RuntimeError(f"{kind.label}: the prepared point is not a solution (stationarity {found.stationarity}, violation {found.violation})")

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from benchmarks import machine
 
 # Called once a run, untimed; what it returns is timed. So a forward pass can precede each timed backward pass.
 Prepare = Callable[[], Callable[[], Any]]
@@ -45,6 +47,43 @@ FULL = Effort()
 QUICK = Effort(blocks=2, seconds=0.0, runs=1)
 
 
+class Side(Protocol):
+    """One of the two that are timed, where a call of Python would not do: a peer in a process of its own keeps its own clock."""
+
+    def warm_up(self, effort: Effort) -> None:
+        """The untimed runs."""
+        ...
+
+    def block(self, effort: Effort) -> float:
+        """The median milliseconds of one block's runs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """A function of this process. On a device that works ahead of Python, the clock waits for it."""
+
+    prepare: Prepare
+
+    def warm_up(self, effort: Effort) -> None:
+        """The untimed runs."""
+        for _ in range(effort.warm_up * effort.runs):
+            self.prepare()()
+
+    def block(self, effort: Effort) -> float:
+        """The median milliseconds of one block's runs."""
+        times: list[float] = []
+        while len(times) < effort.runs or sum(times) < effort.seconds:
+            run = self.prepare()
+            machine.wait()
+            start = time.perf_counter()
+            result = run()
+            machine.wait()
+            times.append(time.perf_counter() - start)
+            del result, run
+        return 1e3 * statistics.median(times)
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median and the range around it, over blocks."""
@@ -63,20 +102,26 @@ class Comparison:
     ratio: Spread
 
 
-def measure(prepare: Prepare, effort: Effort = FULL) -> Spread:
-    """Milliseconds of one function."""
+def measure(side: Prepare | Side, effort: Effort = FULL) -> Spread:
+    """Milliseconds of one side."""
+    side = _side(side)
     with _without_collector():
-        _warm_up(prepare, effort)
-        return _spread([_block(prepare, effort) for _ in range(effort.blocks)])
+        side.warm_up(effort)
+        return _spread([side.block(effort) for _ in range(effort.blocks)])
 
 
-def compare(ours: Prepare, peer: Prepare, effort: Effort = FULL) -> Comparison:
-    """Milliseconds of two functions, in alternating blocks."""
+def compare(ours: Prepare | Side, peer: Prepare | Side, effort: Effort = FULL) -> Comparison:
+    """Milliseconds of two sides, in alternating blocks."""
+    ours, peer = _side(ours), _side(peer)
     with _without_collector():
-        _warm_up(ours, effort)
-        _warm_up(peer, effort)
-        pairs = [(_block(ours, effort), _block(peer, effort)) for _ in range(effort.blocks)]
+        ours.warm_up(effort)
+        peer.warm_up(effort)
+        pairs = [(ours.block(effort), peer.block(effort)) for _ in range(effort.blocks)]
     return Comparison(_spread([a for a, _ in pairs]), _spread([b for _, b in pairs]), _spread([b / a for a, b in pairs]))
+
+
+def _side(side: Prepare | Side) -> Side:
+    return Here(side) if callable(side) else side
 
 
 def _spread(values: list[float]) -> Spread:
@@ -94,22 +139,6 @@ def _without_collector():
     finally:
         if was_on:
             gc.enable()
-
-
-def _warm_up(prepare: Prepare, effort: Effort) -> None:
-    for _ in range(effort.warm_up * effort.runs):
-        prepare()()
-
-
-def _block(prepare: Prepare, effort: Effort) -> float:
-    times: list[float] = []
-    while len(times) < effort.runs or sum(times) < effort.seconds:
-        run = prepare()
-        start = time.perf_counter()
-        result = run()
-        times.append(time.perf_counter() - start)
-        del result, run
-    return 1e3 * statistics.median(times)
 
 
 class _LiveBytes(TorchDispatchMode):

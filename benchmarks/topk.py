@@ -1,16 +1,23 @@
-"""Top-k: the identity layer against the bare `torch.topk`, the relaxations against the generic dense path and against bracketing."""
+"""Top-k: the identity layer against the bare `torch.topk`, the relaxations against the generic dense path, bracketing and entmax.
+
+Errors are those of the gradient, against the generic dense path in float64, unless a row says otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.engine import difference
+from benchmarks import machine
+from benchmarks.bare import diagonal_with_sum
+from benchmarks.contest import alone, contest, difference, figure_row, gradient_error
+from benchmarks.peers import entmax, jaxopt
 from benchmarks.peers.lml import lml
-from benchmarks.report import Row, Target, timed
-from benchmarks.timing import FULL, QUICK, Effort, compare
+from benchmarks.report import FLOOR, Point, Row, Target
+from benchmarks.timing import FULL, QUICK, Effort
 from declarative import DeclarativeNode, Direct, Implicit
 from declarative.layers import EntropicTopK, EuclideanTopK, IdentityTopK
 
@@ -21,6 +28,10 @@ DENSE = (256, 100)
 COST = 1.5  # the identity layer's, in units of torch.topk and a scatter
 RESIDUAL, DENSE_RATIO, DENSE_LIMIT = 1e-12, 50.0, 1e-9
 BRACKETED = 1e-14  # the width of the bracket that gives the same residual
+SCALES = (100, 1_000, 10_000, 100_000)
+PASSES = "the backward pass of the projection: up to eight passes over 10 MB, and the memory of the gradient, which the allocator maps anew each time"
+FLOOR_TEXT = """The identity layer's floor is torch.topk and one pass to scatter; its projections add two to eight passes over the logits. A relaxation needs a
+pass with one exponential a number for each Newton step of its multiplier (6 to 9 steps), and three passes backward: it is bound by memory and by exp."""
 SLOW = Effort(blocks=5, seconds=0.0, runs=1, warm_up=1)
 
 Layer = Callable[[Tensor], Tensor]
@@ -33,12 +44,15 @@ def rows(quick: bool) -> Iterator[Row]:
     for layer in (EntropicTopK, EuclideanTopK):
         yield residual_row(layer, (3, 20) if quick else SOFT, 4 if quick else SOFT_K)
         yield from dense_rows(layer, (3, 8) if quick else DENSE, 3 if quick else SOFT_K, QUICK if quick else SLOW)
-    yield from bracket_rows((3, 20) if quick else SOFT, 4 if quick else SOFT_K, effort)
+    yield from bracket_rows((3, 20) if quick else SOFT, 4 if quick else SOFT_K, effort, Target(ratio=1.0, error=1e-10))
+    for n in (10, 20) if quick else SCALES:
+        yield from bracket_rows((16, n), 5, QUICK if quick else SLOW, None)
+    yield from simplex_rows((3, 20) if quick else SOFT, effort)
 
 
 def logits(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    return machine.here(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype))
 
 
 def both_ways(layer: Layer, x: Tensor, v: Tensor) -> Callable[[], Callable[[], Tensor]]:
@@ -60,16 +74,16 @@ def hard_rows(shape: tuple[int, int], k: int, effort: Effort) -> Iterator[Row]:
 
     for projection in ("standardise", "centre", None):
         layer = IdentityTopK(k, projection)
-        what = f"forward and backward, IdentityTopK({k}, {projection!r}), {shape[0]} x {shape[1]}, ours / torch.topk and scatter, forward alone"
-        comparison = compare(both_ways(layer, x, v), lambda: bare, effort)
-        yield timed(SUITE, what, comparison, Target(ratio=1 / COST, agreement=0.0), difference(layer(x), bare()))
+        what = f"forward and backward, IdentityTopK({k}, {projection!r}), {shape[0]} x {shape[1]}"
+        row = contest(SUITE, what, both_ways(layer, x, v), "torch.topk and scatter, forward alone", lambda: bare, effort, Target(ratio=1 / COST, error=0.0))
+        yield replace(row, error=difference(layer(x), bare()), errors="forward", cause=PASSES)
 
 
 def residual_row(layer: type[EntropicTopK | EuclideanTopK], shape: tuple[int, int], k: int) -> Row:
     """|Σu − k|, the largest of the batch, over five temperatures."""
     x = logits(shape, torch.float64)
     worst = max(float((layer(k, temperature)(x).sum(1) - k).abs().max()) for temperature in (10.0, 1.0, 0.1, 1e-2, 1e-4))
-    return Row(SUITE, f"{layer.__name__}({k}), {shape[0]} x {shape[1]}, float64: largest |Σu − k|", "", worst, target=Target(ours=RESIDUAL))
+    return figure_row(SUITE, f"{layer.__name__}({k}), {shape[0]} x {shape[1]}, float64: largest |Σu − k|", "", worst, target=Target(ours=RESIDUAL))
 
 
 class Plain(DeclarativeNode):
@@ -109,16 +123,53 @@ def dense_rows(layer: type[EntropicTopK | EuclideanTopK], shape: tuple[int, int]
         return prepared
 
     mine, dense = backward(ours), backward(plain)
-    what = f"backward, {layer.__name__}({k}), {shape[0]} x {shape[1]}, float64, structure / generic dense path"
-    yield timed(SUITE, what, compare(mine, dense, effort), Target(ratio=DENSE_RATIO, agreement=DENSE_LIMIT), difference(mine()(), dense()()))
+    exact = gradient_error(dense()())
+    what = f"backward, {layer.__name__}({k}), {shape[0]} x {shape[1]}, float64, by structure"
+    yield contest(SUITE, what, mine, "dense", dense, effort, Target(ratio=DENSE_RATIO, error=DENSE_LIMIT), judge=exact, errors="gradient")
+    if layer is EntropicTopK:
+        yield contest(SUITE, what, mine, FLOOR, lambda: diagonal_with_sum(plain.found, v), FULL, judge=exact, errors="gradient")
 
 
-def bracket_rows(shape: tuple[int, int], k: int, effort: Effort) -> Iterator[Row]:
+def _exact(x: Tensor, k: int, v: Tensor) -> Tensor:
+    """⟨v, u⟩ differentiated by x for u = σ(x + ν), Σu = k, with ν by bisection to the last bit."""
+    low, high = -x.amax(1, keepdim=True) - 40, -x.amin(1, keepdim=True) + 40
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        above = (x + middle).sigmoid().sum(1, keepdim=True) > k
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    slope = (x + low).sigmoid() * (-x - low).sigmoid()
+    return slope * (v - (slope * v).sum(1, keepdim=True) / slope.sum(1, keepdim=True))
+
+
+def bracket_rows(shape: tuple[int, int], k: int, effort: Effort, target: Target | None) -> Iterator[Row]:
     """Forward and backward against the published way to find the multiplier, to the same accuracy."""
     x, v = logits(shape, torch.float64), logits(shape, torch.float64).flip(0)
-    layer = EntropicTopK(k)
-    theirs = float((lml(x, k, BRACKETED).sum(1) - k).abs().max())
-    ours, peer = both_ways(layer, x, v), both_ways(lambda moving: lml(moving, k, BRACKETED), x, v)
-    what = f"forward and backward, EntropicTopK({k}), {shape[0]} x {shape[1]}, float64, ours / LML by bracketing"
-    note = f"its |Σu − k| {theirs:.0e}"
-    yield timed(SUITE, what, compare(ours, peer, effort), Target(ratio=1.0, agreement=1e-10), difference(ours()(), peer()()), note=note)
+    ours, peer = both_ways(EntropicTopK(k), x, v), both_ways(lambda moving: lml(moving, k, BRACKETED), x, v)
+    what = f"forward and backward, EntropicTopK({k}), {shape[0]} x {shape[1]}, float64"
+    point = Point("Entropic top-k, batch of 16, forward and backward", "n", shape[1]) if target is None else None
+    judge = gradient_error(_exact(x, k, v))
+    yield contest(SUITE, what, ours, "LML by bracketing", peer, effort, target, judge=judge, errors="gradient", point=point)
+
+
+def simplex_rows(shape: tuple[int, int], effort: Effort) -> Iterator[Row]:
+    """The projection onto the simplex, which others call sparsemax: top-k by ½‖u‖² with k = 1."""
+    x, v = logits(shape, torch.float64), logits(shape, torch.float64).flip(0)
+    ours = both_ways(EuclideanTopK(1), x, v)
+    what = f"forward and backward, EuclideanTopK(1), {shape[0]} x {shape[1]}, float64"
+    ordered = x.sort(1, descending=True).values
+    excess = ordered.cumsum(1) - 1
+    support = (ordered * torch.arange(1, shape[1] + 1, dtype=x.dtype, device=x.device) > excess).sum(1, keepdim=True)
+    free = x > excess.gather(1, support - 1) / support
+    judge = gradient_error(torch.where(free, v - (v * free).sum(1, keepdim=True) / support, 0.0))
+    try:
+        peer = both_ways(entmax.sparsemax(), x, v)
+        yield contest(SUITE, what, ours, "entmax's sparsemax", peer, effort, judge=judge, errors="gradient")
+    except ImportError as error:
+        yield alone(SUITE, what, ours, effort, against="entmax", note=f"entmax skipped: {error}")
+    if machine.on_cpu():
+        try:
+            way = jaxopt.top_k(x, v, 1)
+            error = judge(way.result())
+            yield contest(SUITE, what, ours, way.name, way.side, effort, judge=judge, errors="gradient", peer_error=error)
+        except ImportError as error:
+            yield alone(SUITE, what, ours, effort, against="jaxopt", note=f"jaxopt skipped: {error}")

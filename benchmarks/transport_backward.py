@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.engine import difference
+from benchmarks import machine
+from benchmarks.bare import transport_with_factor
+from benchmarks.contest import contest, gradient_error
 from benchmarks.peers import ddn_transport
 from benchmarks.plans import Problem, gradient, points, polished
-from benchmarks.report import Row, Target, timed
-from benchmarks.timing import QUICK, Effort, compare
+from benchmarks.report import FLOOR, Point, Row, Target
+from benchmarks.timing import QUICK, Effort
 from declarative import DeclarativeNode, Direct, Implicit
 from declarative.layers import DualNewton, OptimalTransport, Sinkhorn
 from problems.optimal_transport import Transport
@@ -28,12 +30,14 @@ GRADIENT_LIMIT, DENSE_LIMIT = 1e-9, 1e-10
 # Tight enough that what is left of the marginals' error does not show in the gradient's.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
 STEPS = 10_000
+CAUSE = "one Cholesky and two products on both sides: where the matrices are small both are calls, and the peer has no checks"
+KEPT_CAUSE = "two triangular solves are left, and the calls of an autograd Function, which the peer has as well"
 SLOW = Effort(blocks=5, seconds=0.0, runs=2, warm_up=1)
 DENSE = Effort(blocks=3, seconds=0.0, runs=1, warm_up=1)
 
 
-def backward_rows(n: int, batch: int, gamma: float, dtype: torch.dtype, effort: Effort, kept: bool = False, ratio: float = KEPT_RATIO) -> Iterator[Row]:
-    """One size; `kept`: after a forward pass that ended in a Newton step, whose factor is kept."""
+def backward_rows(n: int, batch: int, gamma: float, dtype: torch.dtype, effort: Effort, kept: bool = False, ratio: float | None = KEPT_RATIO) -> Iterator[Row]:
+    """One size; `kept`: after a forward pass that ended in a Newton step, whose factor is kept; without a ratio: for the plot."""
     problem = points(n, gamma, batch, dtype)
     layer = OptimalTransport(gamma, method=DualNewton() if kept else Sinkhorn(), tolerance=TOLERANCE[dtype], max_iterations=STEPS)
     M, V = problem.M.clone().requires_grad_(), _cotangent(problem)
@@ -49,15 +53,19 @@ def backward_rows(n: int, batch: int, gamma: float, dtype: torch.dtype, effort: 
     def block() -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(plan_of_block, M, V, retain_graph=True)[0]
 
-    exact = gradient(polished(P, problem), V, gamma)
-    mine, theirs = (difference(run()().double(), exact) for run in (ours, block))
-    target = Target(ratio=ratio, agreement=GRADIENT_LIMIT if dtype == torch.float64 else None)
-    what = f"backward, n={n}, b={batch}, γ={gamma:g}, {str(dtype).removeprefix('torch.')}{', factor kept' if kept else ''}, ours / ddn block"
-    yield timed(SUITE, what, compare(ours, block, effort), target, mine, note=f"error of ddn's gradient {theirs:.0e}")
+    double = dtype == torch.float64
+    judge = gradient_error(gradient(polished(P, problem), V, gamma))
+    target = None if ratio is None else Target(ratio=ratio, error=GRADIENT_LIMIT if double else None)
+    point = Point("Entropic transport, γ = 50, backward pass", "n", n) if ratio is None else None
+    what = f"backward, n={n}, b={batch}, γ={gamma:g}, {str(dtype).removeprefix('torch.')}{', factor kept' if kept else ''}"
+    yield contest(SUITE, what, ours, "ddn block", block, effort, target, judge=judge, errors="gradient", point=point, cause=KEPT_CAUSE if kept else CAUSE)
+    if double and ratio is not None:
+        bare = transport_with_factor(P.detach(), V, gamma, kept)
+        yield contest(SUITE, what, ours, FLOOR, lambda: bare, effort, judge=judge, errors="gradient")
 
 
 def _cotangent(problem: Problem) -> Tensor:
-    return torch.randn(problem.M.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(problem.M.dtype)
+    return machine.here(torch.randn(problem.M.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(problem.M.dtype))
 
 
 class Undeclared(Transport):
@@ -73,8 +81,8 @@ class Undeclared(Transport):
 def dense_rows(m: int, n: int, gamma: float, quick: bool) -> Iterator[Row]:
     """The layer, and its statement as a plain node: gradients by M, r and c."""
     generator = torch.Generator().manual_seed(0)
-    M, V = (torch.rand(2, m, n, generator=generator, dtype=torch.float64) for _ in range(2))
-    r, c = (0.5 + torch.rand(2, size, generator=generator, dtype=torch.float64) for size in (m, n))
+    M, V = (machine.here(torch.rand(2, m, n, generator=generator, dtype=torch.float64)) for _ in range(2))
+    r, c = (machine.here(0.5 + torch.rand(2, size, generator=generator, dtype=torch.float64)) for size in (m, n))
     inputs = tuple(t.requires_grad_() for t in (M, r / r.sum(1, keepdim=True), c / c.sum(1, keepdim=True)))
     layer, plain = OptimalTransport(gamma, tolerance=TOLERANCE[M.dtype]), Undeclared(gamma, differentiation=Implicit(linear_solver=Direct()))
     plain.found = layer(*inputs).detach()
@@ -87,9 +95,12 @@ def dense_rows(m: int, n: int, gamma: float, quick: bool) -> Iterator[Row]:
         return prepared
 
     ours, dense = backward(layer), backward(plain)
-    found, reference = (_centred(*run()()) for run in (ours, dense))
-    worst = max(difference(a, b) for a, b in zip(found, reference, strict=True))
-    yield timed(SUITE, f"backward, {m}x{n}, layer / generic dense path", compare(ours, dense, QUICK if quick else DENSE), Target(agreement=DENSE_LIMIT), worst)
+    exact = gradient_error(_centred(*dense()()))  # the dense path is the reference
+    point = Point("Entropic transport: the layer and its statement as a dense node", "cells", m * n)
+    yield contest(
+        SUITE, f"backward, {m} x {n}, by structure", ours, "dense", dense, QUICK if quick else DENSE, Target(error=DENSE_LIMIT),
+        judge=lambda found: exact(_centred(*found)), errors="gradient", point=point,
+    )  # fmt: skip
 
 
 def _centred(by_M: Tensor, by_r: Tensor, by_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

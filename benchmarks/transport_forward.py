@@ -9,20 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.engine import difference
+from benchmarks import machine
+from benchmarks.contest import alone, contest, figure_row
 from benchmarks.peers import ddn_transport, geomloss, ott, pot, regot
 from benchmarks.plans import WANTED, Found, Problem, Way, as_tensor, marginal_error, points
-from benchmarks.report import Row, Target, timed
-from benchmarks.timing import FULL, QUICK, Effort, compare, measure
+from benchmarks.report import Row, Target
+from benchmarks.timing import FULL, QUICK, Effort
 from declarative.layers import OptimalTransport
 
 SUITE = "transport"
 PEERS = {"ddn": ddn_transport.ways, "POT": pot.ways, "RegOT": regot.ways, "OTT": ott.ways, "GeomLoss": geomloss.ways}
+ON_ANY_DEVICE = ("ddn", "GeomLoss")  # the others know the CPU alone
 SIZES, GAMMAS = (100, 500), (10.0, 100.0, 1000.0, 10000.0)
 # Scaling steps that a peer may take: it needs 1800 up to γ = 1000, and at γ = 10000 some 100 000.
 LIMIT = 2000
+ERRORS = "marginals"
 # From this γ on, how much faster than these.
 STEEP, FAR, SLOW_PEERS = 1000.0, 5.0, ("ddn", "POT")
 # A peer that took so many seconds is timed so.
@@ -44,7 +47,7 @@ class Attempt:
         return self.error <= WANTED
 
     def __str__(self) -> str:
-        return f"error {self.error:.0e} after {self.found.iterations} iterations"
+        return f"after {self.found.iterations} iterations"
 
 
 def forward_rows(n: int, gamma: float, limit: int, quick: bool) -> Iterator[Row]:
@@ -56,30 +59,34 @@ def forward_rows(n: int, gamma: float, limit: int, quick: bool) -> Iterator[Row]
         return layer(problem.M, problem.r, problem.c)
 
     what = f"forward, n={n}, γ={gamma:g}"
+    effort = QUICK if quick else FULL
     solution = layer.solution(problem.M, problem.r, problem.c)
-    P = as_tensor(solution.y)
+    error = marginal_error(as_tensor(solution.y), problem)
     method = "" if solution.report is None else f"{solution.report.method}, "
     note = f"{method}{'' if solution.iterations is None else int(solution.iterations)} iterations"
-    yield Row(SUITE, f"{what}, relative marginal error", "", marginal_error(P, problem), target=Target(ours=WANTED), note=note)
+    yield figure_row(SUITE, f"{what}, relative marginal error", "", error, target=Target(ours=WANTED), note=note)
     for name, ways in PEERS.items():
         try:
+            if not machine.on_cpu() and name not in ON_ANY_DEVICE:
+                raise ImportError(f"{name} runs on the CPU alone")
             found = ways(problem, limit)
-        except ImportError as error:
-            yield Row(SUITE, f"{what}, ours / {name}", "ms", measure(lambda: ours, QUICK if quick else FULL).median, note=f"{name} skipped: {error}")
+        except ImportError as missing:
+            yield replace(alone(SUITE, what, lambda: ours, effort, against=name, note=f"{name} skipped: {missing}"), error=error, errors=ERRORS)
             continue
         far = gamma >= STEEP and name in SLOW_PEERS
         for way in found:
-            yield _row(f"{what}, ours / {way.name}", ours, way, problem, Target(ratio=FAR if far else 1.0), quick)
+            row = _row(what, ours, way, problem, Target(ratio=FAR if far else 1.0), quick)
+            yield replace(row, error=error, errors=ERRORS)
 
 
 def _row(what: str, ours: Callable[[], object], way: Way, problem: Problem, target: Target, quick: bool) -> Row:
     attempt = reach(way, problem)
     if not attempt.arrived:
-        mine = measure(lambda: ours, QUICK if quick else FULL).median
-        return Row(SUITE, what, "ms", mine, 1e3 * attempt.seconds, note=f"it does not get there: {attempt}")
+        row = alone(SUITE, what, lambda: ours, QUICK if quick else FULL, against=way.name, note=f"it does not get there: {attempt}")
+        return replace(row, peer=1e3 * attempt.seconds, peer_error=attempt.error)
     effort = QUICK if quick else next((effort for seconds, effort in EFFORTS if attempt.seconds <= seconds), SLOWEST)
-    comparison = compare(lambda: ours, lambda: lambda: way.solve(attempt.setting), effort)
-    return timed(SUITE, what, comparison, target, difference(as_tensor(ours()), as_tensor(attempt.found.P)), note=str(attempt))
+    weigh = "both" if way.weigh else "ours"
+    return contest(SUITE, what, lambda: ours, way.name, way.at(attempt.setting), effort, target, weigh=weigh, peer_error=attempt.error, note=str(attempt))
 
 
 def reach(way: Way, problem: Problem) -> Attempt:
@@ -90,7 +97,7 @@ def reach(way: Way, problem: Problem) -> Attempt:
         start = time.perf_counter()
         found = way.solve(setting)
         seconds = time.perf_counter() - start
-        attempt = Attempt(setting, found, marginal_error(found.P, problem), seconds)
+        attempt = Attempt(setting, found, marginal_error(found.P, problem), seconds if found.seconds is None else found.seconds)
         if attempt.arrived or found.exhausted or math.isnan(attempt.error):
             break
     if attempt is None:

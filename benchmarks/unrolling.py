@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.engine import difference
-from benchmarks.report import Row, Target, timed
+from benchmarks import machine
+from benchmarks.contest import Judge, contest, figure_row, gradient_error
+from benchmarks.report import Point, Row, Target
 from benchmarks.statements import Descent
-from benchmarks.timing import FULL, QUICK, Effort, Spread, compare, measure
-from benchmarks.timing import peak_bytes as exact_peak_bytes
+from benchmarks.timing import FULL, QUICK, Effort
 from declarative import DeclarativeNode, Implicit, OneStep, Unrolled
 from declarative.differentiation import Differentiation
 from declarative.engines.autodiff import linearise
@@ -44,7 +44,7 @@ class GradientDescent(IterativeSolver):
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Tensor, Tensor]:
         gradient = linearise(problem, state["y"]).gradient
-        done = torch.full((problem.batch,), iteration + 1 == self.max_iterations)
+        done = torch.full((problem.batch,), iteration + 1 == self.max_iterations, device=gradient.device)
         return {"y": state["y"] - self.length * gradient, "residual": gradient.abs().amax(1)}, torch.zeros_like(done, dtype=torch.int64), done
 
 
@@ -67,8 +67,8 @@ def _stiffness() -> float:
 def rows(quick: bool) -> Iterator[Row]:
     """The suite."""
     m, batch = (4, 2) if quick else (64, 16)
-    x = torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = _gradient(Chain(), x)()
+    x = machine.here(torch.randn(batch, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    exact = gradient_error(_gradient(Chain(), x)())
     yield from descent_rows(x, exact, (5, 20) if quick else STEPS, QUICK if quick else SLOW)
     yield from newton_rows(x, exact, QUICK if quick else FULL)
     yield from own_solve_rows(x, (20, 40) if quick else STEPS)
@@ -77,7 +77,7 @@ def rows(quick: bool) -> Iterator[Row]:
 def _gradient(node: DeclarativeNode, x: Tensor) -> Callable[[], Tensor]:
     """Forward and backward."""
     leaf = x.clone().requires_grad_()
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    v = machine.here(torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype))
     return lambda: torch.autograd.grad(node(leaf), leaf, v)[0]
 
 
@@ -86,32 +86,28 @@ def _ways(solver: Solver, steps: int) -> dict[str, DeclarativeNode]:
     return {name: Chain(solver=solver, differentiation=way) for name, way in ways.items()}
 
 
-def descent_rows(x: Tensor, exact: Tensor, steps: tuple[int, ...], effort: Effort) -> Iterator[Row]:
+def descent_rows(x: Tensor, exact: Judge, steps: tuple[int, ...], effort: Effort) -> Iterator[Row]:
     """A slow first-order solver."""
-    needs: dict[str, list[int]] = {"Implicit()": [], "OneStep()": [], "Unrolled": []}
-    size = f"m={x.shape[1]}, b={x.shape[0]}"
+    needs: dict[str, list[tuple[int, int]]] = {"Implicit()": [], "OneStep()": []}
     for count in steps:
         # Where it stops is not a minimiser yet, and that is the point: nothing may be refused.
         solver = GradientDescent(max_iterations=count, length=1 - RATE, tolerance=1e30)
         nodes = _ways(solver, count)
         unrolled = _gradient(nodes.pop(f"Unrolled({count})"), x)
-        what = f"{count} steps of gradient descent, {size}"
-        memory = peak_bytes(unrolled)
-        needs["Unrolled"].append(memory)
-        yield _error(f"Unrolled, {what}", unrolled, exact)
         for name, node in nodes.items():
             ours = _gradient(node, x)
-            needs[name].append(peak_bytes(ours))
-            yield _error(f"{name}, {what}", ours, exact)
-            yield _memory(f"peak memory of forward and backward, {name}, {what}", needs[name][-1], memory)
-            yield timed(SUITE, f"forward and backward, {name}, {what}", compare(lambda run=ours: run, lambda run=unrolled: run, effort))
-    for name in ("Implicit()", "OneStep()"):
-        growth, peer = needs[name][-1] / needs[name][0], needs["Unrolled"][-1] / needs["Unrolled"][0]
-        what = f"growth of that memory from {steps[0]} to {steps[-1]} steps, {name}"
-        yield Row(SUITE, what, "x", growth, peer, _same(peer / growth), Target(ours=1.01))
+            what = f"forward and backward, {name}, {count} steps of gradient descent, m={x.shape[1]}, b={x.shape[0]}"
+            point = Point("Gradient descent, differentiated in three ways", "iterations", count, f"ours, {name}")
+            row = contest(
+                SUITE, what, lambda run=ours: run, "Unrolled", lambda run=unrolled: run, effort, judge=exact, errors="gradient", point=point
+            )  # fmt: skip
+            needs[name].append((row.memory or 0, row.peer_memory or 0))
+            yield row
+    for name, found in needs.items():
+        yield _growth(f"growth of that memory from {steps[0]} to {steps[-1]} steps, {name}", found)
 
 
-def newton_rows(x: Tensor, exact: Tensor, effort: Effort) -> Iterator[Row]:
+def newton_rows(x: Tensor, exact: Judge, effort: Effort) -> Iterator[Row]:
     """Newton, to convergence: all three agree, and cost is what differs."""
     iterations = Chain().solution(x).iterations
     if iterations is None:
@@ -119,13 +115,11 @@ def newton_rows(x: Tensor, exact: Tensor, effort: Effort) -> Iterator[Row]:
     count = int(iterations.max())
     nodes = _ways(Newton(), count)
     unrolled = _gradient(nodes.pop(f"Unrolled({count})"), x)
-    size = f"{count} steps of Newton, m={x.shape[1]}, b={x.shape[0]}"
-    yield Row(SUITE, f"forward and backward, Unrolled, {size}", "ms", measure(lambda: unrolled, effort).median, agreement=difference(unrolled(), exact))
     for name, node in nodes.items():
         ours = _gradient(node, x)
-        agreement = difference(ours(), exact)
-        yield _memory(f"peak memory of forward and backward, {name}, {size}", peak_bytes(ours), peak_bytes(unrolled))
-        yield timed(SUITE, f"forward and backward, {name}, {size}", compare(lambda run=ours: run, lambda: unrolled, effort), Target(ratio=1.0), agreement)
+        what = f"forward and backward, {name}, {count} steps of Newton, m={x.shape[1]}, b={x.shape[0]}"
+        target = Target(ratio=1.0)
+        yield contest(SUITE, what, lambda run=ours: run, "Unrolled", lambda: unrolled, effort, target, judge=exact, errors="gradient")
 
 
 def own_solve_rows(x: Tensor, steps: tuple[int, ...]) -> Iterator[Row]:
@@ -133,28 +127,14 @@ def own_solve_rows(x: Tensor, steps: tuple[int, ...]) -> Iterator[Row]:
     needs: list[tuple[int, int]] = []
     for count in steps:
         ours, unrolled = _gradient(Descent(count), x), _gradient(Descent(count, differentiation=Unrolled()), x)
-        agreement = difference(ours(), unrolled())
-        needs.append((peak_bytes(ours), peak_bytes(unrolled)))
-        what = f"own solve of {count} steps, m={x.shape[1]}, b={x.shape[0]}"
-        yield _memory(f"peak memory of forward and backward, {what}", *needs[-1], agreement)
-        yield timed(SUITE, f"forward and backward, {what}", compare(lambda run=ours: run, lambda run=unrolled: run, QUICK), agreement=agreement)
+        judge = gradient_error(unrolled())
+        what = f"forward and backward, own solve of {count} steps, m={x.shape[1]}, b={x.shape[0]}"
+        row = contest(SUITE, what, lambda run=ours: run, "Unrolled", lambda run=unrolled: run, QUICK, judge=judge, errors="gradient")
+        needs.append((row.memory or 0, row.peer_memory or 0))
+        yield row
+    yield _growth(f"growth of that memory from {steps[0]} to {steps[-1]} steps, own solve", needs)
+
+
+def _growth(what: str, needs: list[tuple[int, int]]) -> Row:
     (first, peer_first), (last, peer_last) = needs[0], needs[-1]
-    what = f"growth of that memory from {steps[0]} to {steps[-1]} steps"
-    yield Row(SUITE, what, "x", last / first, peer_last / peer_first, _same(peer_last / peer_first * first / last), Target(ours=1.01))
-
-
-def peak_bytes(run: Callable[[], Tensor]) -> int:
-    """To a percent."""
-    return exact_peak_bytes(run, slack=0.01)
-
-
-def _error(what: str, gradient: Callable[[], Tensor], exact: Tensor) -> Row:
-    return Row(SUITE, f"error of the gradient, {what}", "", difference(gradient(), exact))
-
-
-def _memory(what: str, ours: int, peer: int, agreement: float | None = None) -> Row:
-    return Row(SUITE, what, "KiB", ours / 1024, peer / 1024, _same(peer / ours), agreement=agreement)
-
-
-def _same(ratio: float) -> Spread:
-    return Spread(ratio, ratio, ratio)
+    return figure_row(SUITE, what, "x", last / first, "Unrolled", peer_last / peer_first, Target(ours=1.01))

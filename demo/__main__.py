@@ -22,7 +22,7 @@ SHOWN_SHARE = 0.2  # in the figure of one cloud
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, test, check the gradient, draw. The exit status is 1 if the gradient check fails."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Digits with outliers: a pooling layer defined by its objective beside mean and max.")
+    parser = argparse.ArgumentParser(prog="declarative demo", description="Digits with outliers: a pooling layer defined by its objective beside mean and max.")
     parser.add_argument("--quick", action="store_true", help="two epochs instead of 60: shows that all runs, not who wins")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the clouds (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the figures (default: outputs)")

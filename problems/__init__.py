@@ -1,57 +1,25 @@
 """Worked problems: the plain statement, an instance sampler, and the closed-form solution where there is one.
 
-One file each (variants of one problem share it), public API only. Tests, benchmarks and tutorials draw from `catalogue()`.
+One file each (variants of one problem share it), public API only. Tests, benchmarks and tutorials draw from `catalogue()`, which finds every
+file of this folder with a `PROBLEM` or a tuple of `PROBLEMS`; `declarative problems` lists them.
 """
 
-from problems import (
-    affine_fit,
-    ball,
-    bilevel,
-    chain,
-    coupled,
-    cubic_root,
-    derived,
-    hyperplane,
-    idle_input,
-    learned_energy,
-    optimal_transport,
-    quadratic_program,
-    redundant,
-    ridge,
-    robust_pooling,
-    row_sums,
-    simplex,
-    singular_hessian,
-    softmax,
-    sphere,
-    top_k,
-)
+import importlib
+import pkgutil
+
 from problems.base import Problem
 
 __all__ = ["Problem", "catalogue"]
 
-_MODULES = (
-    simplex,
-    hyperplane,
-    ball,
-    sphere,
-    quadratic_program,
-    learned_energy,
-    cubic_root,
-    singular_hessian,
-    row_sums,
-    affine_fit,
-    bilevel,
-    idle_input,
-    softmax,
-    ridge,
-    redundant,
-    chain,
-    coupled,
-)
-
 
 def catalogue() -> dict[str, Problem]:
     """Every worked problem, by name."""
-    problems = [*(module.PROBLEM for module in _MODULES), *optimal_transport.PROBLEMS, *robust_pooling.PROBLEMS, *top_k.PROBLEMS, *derived.PROBLEMS]
-    return {problem.name: problem for problem in problems}
+    problems: list[Problem] = []
+    for found in pkgutil.iter_modules(__path__):
+        if not found.ispkg and found.name not in ("base", "__main__"):
+            module = importlib.import_module(f"problems.{found.name}")
+            problems += [module.PROBLEM] if hasattr(module, "PROBLEM") else module.PROBLEMS
+    by_name = {problem.name: problem for problem in problems}
+    if len(by_name) < len(problems):
+        raise ValueError(f"two problems share a name: {sorted(p.name for p in problems)}")
+    return by_name

@@ -28,7 +28,7 @@ from benchmarks.plans import WANTED, Found, Problem, Way
 def ways(problem: Problem, limit: int) -> tuple[Way, ...]:
     """Its one way. ε bounds each column by itself: n ε is safe, and more is tried first."""
     per_column = WANTED / problem.c.shape[-1]
-    return (Way("ddn scaling", [factor * per_column for factor in (3, 2, 1, 0.3)], partial(_scaled, problem, limit)),)
+    return (Way("ddn scaling", [factor * per_column for factor in (3, 2, 1, 0.3)], partial(_scaled, problem, limit), weigh=True),)
 
 
 @torch.no_grad()

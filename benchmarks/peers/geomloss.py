@@ -21,7 +21,7 @@ LIMIT = 1000
 def ways(problem: Problem, limit: int) -> tuple[Way, ...]:
     """Its one way; its error falls with the square of the steps at best, so that more would not do. Raises ImportError where the package is not installed."""
     ot = import_module("geomloss.ot")
-    return (Way("GeomLoss", [min(limit, LIMIT) // share for share in (16, 4, 1)], partial(_solved, ot, problem)),)
+    return (Way("GeomLoss", [min(limit, LIMIT) // share for share in (16, 4, 1)], partial(_solved, ot, problem), weigh=True),)
 
 
 @torch.no_grad()
