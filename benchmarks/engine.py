@@ -44,10 +44,10 @@ def rows(quick: bool) -> Iterator[Row]:
     effort = QUICK if quick else FULL
     for m, batch, ratio in ((4, 3, 2.5), (5, 1, 10.0)) if quick else SIZES:
         for kind in STATEMENTS:
-            yield from backward_rows(Case.of(kind, m, batch), ratio, effort)
+            yield from backward_rows(Case.of(kind, m, batch), ratio, effort if m * batch <= 1000 else min(effort, SLOW, key=lambda e: e.blocks))
     for m, batch in ((4, 3),) if quick else ((10, 16), (100, 1), (100, 128)):
         for kind in (Robust, LogSumExp, Quartic):
-            yield from implicit_rows(Case.of(kind, m, batch), effort)
+            yield from implicit_rows(Case.of(kind, m, batch), min(effort, SLOW, key=lambda e: e.blocks))
     for m in (4, 8) if quick else SCALES:
         yield scale_row(Case.of(LogSumExp, m, 1), QUICK if quick else FULL if m <= 100 else SLOW)
     for m, batch in ((4, 3),) if quick else ((10, 16), (100, 1)):

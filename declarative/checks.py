@@ -77,7 +77,7 @@ class Checks:
         return torch.cat([part.reshape(batch, -1) for part in parts], 1)
 
     def _random(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like)
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like)
 
     def _kinks(self, solution: Solution) -> Tensor:
         """(b,) samples with a weakly active constraint."""

@@ -60,9 +60,9 @@ def _instance(problem: Problem, values: list[Tensor], y: Tensor, nu: Tensor, mu:
     moving = tuple(values[k] for k in floating)
     whole: Any = torch.func.jacrev(conditions, argnums=tuple(range(len(moving) + 1)))(y, *moving)
     m = y.shape[0]
-    columns = whole[0].numpy()
+    columns = whole[0].cpu().numpy()
     kkt = np.zeros((columns.shape[0], columns.shape[0]))
     kkt[:, :m], kkt[:m, m:] = columns, columns[m:].T
-    side = np.concatenate([v.numpy(), np.zeros(columns.shape[0] - m)])
-    adjoint = torch.as_tensor(np.linalg.pinv(kkt, rcond=1e-13) @ side)
+    side = np.concatenate([v.cpu().numpy(), np.zeros(columns.shape[0] - m)])
+    adjoint = torch.as_tensor(np.linalg.pinv(kkt, rcond=1e-13) @ side, device=v.device)
     return [-torch.tensordot(adjoint, block, dims=1) for block in whole[1:]]

@@ -1,4 +1,4 @@
-"""Two things that are done to batches of vectors everywhere."""
+"""Three things that are done to batches of vectors everywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from torch import Tensor
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """(b, r, c), (b, c) -> (b, r): one operation where `@` takes five."""
     return torch.bmm(matrix, vector.unsqueeze(-1)).squeeze(-1)
+
+
+def joined(first: Tensor, second: Tensor) -> Tensor:
+    """(b, r), (b, s) -> (b, r + s): no operation where one of the two has no columns."""
+    if not first.shape[1]:
+        return second
+    return torch.cat([first, second], 1) if second.shape[1] else first
 
 
 def golden_turns(like: Tensor) -> Tensor:

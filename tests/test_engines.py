@@ -124,6 +124,55 @@ def test_other_multipliers_on_the_same_graph():
     close(at.pull_back(Y, weights((B, 3), 8), [0, 1]), expected.pull_back(Y, weights((B, 3), 8), [0, 1]), 1e-12)
 
 
+def test_multipliers_added_to_a_graph_without():
+    with torch.no_grad():
+        at = GraphLinearisation(problem_of(), Y, None, None, (0, 1)).with_multipliers(NU, MU)
+    u, w = weights((B, M), 7), weights((B, 3), 8)
+    close(at.gradient, graph().gradient, 1e-12)
+    close(at.hessian(), graph().hessian(), 1e-12)
+    close(at.pull_back(u, w, [0, 1]), graph().pull_back(u, w, [0, 1]), 1e-12)
+
+
+class OfEachSample(DeclarativeNode):
+    """The same with one s a sample, and an input that nothing depends on."""
+
+    def objective(self, x, s, nothing, y):
+        return Everything().objective(x, s, y)
+
+    def equality_constraints(self, x, s, nothing, y):
+        return Everything().equality_constraints(x, s, y)
+
+    def inequality_constraints(self, x, s, nothing, y):
+        return Everything().inequality_constraints(x, s, y)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1, 2)])
+@pytest.mark.parametrize("formed", ["H", "A", "both"])
+def test_mixed_blocks_that_come_with_the_others(wanted, formed):
+    # Both ways to x̄: by B and C, which were formed beside H and A, and by a pull-back through the graph.
+    inputs = X, weights((B,), 2), weights((B, 2, 2), 9)
+    problem = prepare(OfEachSample(), inputs, 0)[0].with_layout(Layout(((M,),), False))
+    u, w = weights((B, M), 7), weights((B, 3), 8)
+    with torch.no_grad():
+        at, plain = (GraphLinearisation(problem, Y, NU, MU, wanted) for _ in range(2))
+        if formed != "A":
+            at.hessian()
+        if formed != "H":
+            at.jacobian()
+    assert formed == "A" or at._mixed
+    close(at.pull_back(u, w, wanted), plain.pull_back(u, w, wanted), 1e-12)
+    close(at.input_gradients(u, w, wanted[:1]), plain.input_gradients(u, w, wanted[:1]), 1e-12)
+    other = at.with_multipliers(2 * NU, MU)
+    other.hessian()
+    close(other.pull_back(u, w, wanted), plain.with_multipliers(2 * NU, MU).pull_back(u, w, wanted), 1e-12)
+
+
+def test_no_mixed_blocks_of_what_the_batch_shares():
+    at = graph()
+    at.hessian()
+    assert not at._mixed
+
+
 @pytest.mark.parametrize("functional", [False, True])
 def test_large_batches_are_cut_up(functional):
     """More numbers than go into one sweep."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from declarative import IrregularPointError
 from declarative.kkt.bordered import IrregularPolicy, diagnose, solve_bordered
 from declarative.kkt.lu import lu_factor
+from declarative.kkt.marginals import MarginalsComplement
 from declarative.kkt.symmetric import symmetric_solve
 from tests.conformance.cases import close
 
@@ -152,3 +153,27 @@ def test_lu(b, n, dtype):
     rhs = torch.ones(b, n, 1, dtype=dtype)
     residual = matrix @ torch.linalg.lu_solve(factor, pivots, rhs) - rhs
     assert not residual.numel() or float(residual.abs().max()) < 1e5 * n * torch.finfo(dtype).eps
+
+
+def test_known_number_of_rows_is_taken_at_its_word():
+    b, m, k = 3, 8, 20
+    generator = torch.Generator().manual_seed(0)
+    hessian, jacobian, v, r = (torch.randn(b, *shape, generator=generator, dtype=torch.float64) for shape in ((m, m), (k, m), (m,), (k,)))
+    hessian = hessian + hessian.mT + 10 * torch.eye(m, dtype=torch.float64)
+    active = (torch.arange(k) % 7 == torch.arange(b).unsqueeze(1)).double()  # 3 or 2 in each sample
+    for most in (3, 5, 30):
+        found = solve_bordered(IrregularPolicy("raise", m, b, "node", most_rows=most), hessian, jacobian, active, v, r)
+        close(found, solve_bordered(IrregularPolicy("raise", m, b, "node"), hessian, jacobian, active, v, r), 1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 4, 5)])
+def test_an_attempt_says_where_it_did_not_serve(shape):
+    plan = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan[1] = torch.eye(*shape[1:], dtype=torch.float64) + 1e-18  # S is lost to rounding there
+    complement = MarginalsComplement(plan, (1, -1))
+    side = torch.randn(2, sum(shape[1:]) - 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, served = complement.attempt_columns(side)
+    assert served is not None
+    assert served.tolist() == [True, False]
+    close(found[:1], complement.solve_columns(side)[:1], 1e-12)
+    close(complement.matmul_columns(found)[:1], side[:1], 1e-10)

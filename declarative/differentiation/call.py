@@ -24,6 +24,7 @@ class Record:
     any_failed: bool = False
     workspace: Any = None
     weakly_active: list[int] = field(default_factory=list)
+    most_active: int = 0
     linearisation: Any = None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from declarative.differentiation.implicit import Implicit
 from declarative.differentiation.linear_solvers import MINRES, ConjugateGradients, choose
 from declarative.engines.blocks import closed_hessian, closed_jacobian
@@ -104,7 +106,7 @@ def _constraints(node: Any, batch: int, m: int, k: int) -> tuple[str, int, float
     if isinstance(tag, Constant):
         return f"constant{', its nonzeros' if tag.structure is not None else ', dense'}: formed once and kept", 0, float(k * m)
     if isinstance(tag, Sparse):
-        pattern, colours = tag.colouring(k, m)
-        count = int(colours.max()) + 1
-        return f"sparse, {len(pattern.rows)} entries from {count} products", count, float(batch * len(pattern.rows))
+        found = tag.colouring(k, m, torch.device("cpu"))
+        count, entries = found.groups.shape[0], len(found.group)
+        return f"sparse, {entries} entries from {count} products", count, float(batch * entries)
     return f"dense, from {k} products", k, float(batch * k * m)

@@ -22,6 +22,7 @@ from declarative.kkt.schur import solve_structured
 from declarative.solution import DerivativeReport, Solution
 from declarative.structure.constraints import Constant
 from declarative.transforms import transforms_active
+from declarative.vectors import joined
 
 
 class System:
@@ -30,7 +31,7 @@ class System:
     def __init__(self, call: Call, saved: tuple[Tensor, ...]) -> None:
         *tensors, self._y, self._equality, self._inequality, active, weakly_active = saved
         self._call, self.count = call, len(tensors)
-        self._problem = call.problem.with_tensors(tensors).with_layout(call.record.layout)
+        self._problem = replace(call.problem, tensors=tuple(tensors), layout=call.record.layout)
         self._failed = ~torch.isfinite(self._y).all(1) if call.record.any_failed else None
         self._excluded = [] if self._failed is None else [self._failed]
         self._undefined = list(self._excluded)
@@ -76,7 +77,7 @@ class System:
             difference = self._inequality + at.constraints[:, ones.shape[1] :]
             root = (difference * difference + 4 * tau).sqrt()
             weights = (0.5 + 0.5 * difference / root).clamp_min(0).sqrt()
-        return torch.cat([ones, weights], 1)
+        return joined(ones, weights)
 
     def _solve(self, at: Linearisation, side_y: Tensor, side_rows: Tensor, used: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """(u, w), by the policies. `used()` (b,) says which samples anything is asked of: 0 · undefined counts as 0."""
@@ -156,8 +157,9 @@ class System:
         return layout.pack(parts), w
 
     def _policy(self) -> IrregularPolicy:
-        options = self._call.options
-        return IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, self._call.record.report)
+        options, record = self._call.options, self._call.record
+        most = None if options.smoothing else self._equality.shape[1] + record.most_active
+        return IrregularPolicy(options.irregular, self._y.shape[1], self._y.shape[0], self._problem.name, options.damping, record.report, most_rows=most)
 
     def _undefined_where_singular(self, at: Linearisation, used: Tensor) -> Tensor:
         """(b, 1): NaN in singular samples whose inputs move, zero elsewhere.
@@ -181,11 +183,12 @@ class System:
 
     def pull_back(self, cotangents: tuple[Tensor | None, ...], wanted: list[int]) -> list[Tensor]:
         """x̄ for the wanted tensors."""
-        v, v_equality, v_inequality = (
-            torch.zeros_like(output) if c is None else c for c, output in zip(cotangents, (self._y, self._equality, self._inequality), strict=True)
-        )
         if self._problem.batch == 0 or not wanted:
             return [torch.zeros_like(self._problem.tensors[k]) for k in wanted]
+        v, v_equality, v_inequality = (
+            torch.zeros_like(output) if c is None and output.shape[1] else output if c is None else c
+            for c, output in zip(cotangents, (self._y, self._equality, self._inequality), strict=True)
+        )
         if self._problem.node.vjp is not None and cotangents[0] is not None and cotangents[1] is None and cotangents[2] is None and not self._excluded:
             own = [k for k in wanted if k < self._problem.inputs]
             rest = [k for k in wanted if k >= self._problem.inputs]
@@ -200,7 +203,7 @@ class System:
             check_mixed(self._problem, identity)
         through = wanted if identity is None else [k for k in wanted if k != identity.input]
         at = self._linearisation_kept(through) or linearise(self._problem, self._y, self._equality, self._inequality, through)
-        side_rows = torch.cat([v_equality, v_inequality], 1)
+        side_rows = joined(v_equality, v_inequality)
         u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
         gradients = dict(zip(through, at.input_gradients(u, w, through), strict=True)) if through else {}
         if identity is not None and identity.input in wanted:

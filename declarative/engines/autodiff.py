@@ -19,12 +19,15 @@ from torch import Tensor
 
 from declarative.batching import batched
 from declarative.engines.base import Linearisation
-from declarative.engines.functional import FunctionalLinearisation, lagrangian, rows_a_chunk, unit_cotangents
+from declarative.engines.functional import FunctionalLinearisation, derivatives, lagrangian, rows_a_chunk, unit_cotangents
 from declarative.engines.nested import nested_hessian, nested_jacobian, pays
 from declarative.problem import Problem
 from declarative.transforms import transforms_active
 from declarative.typing import Directions, EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Products, Rows, Variables
-from declarative.vectors import times
+from declarative.vectors import joined, times
+
+# Numbers of B, and of the tensors behind it, times m.
+_NUMBERS_OF_MIXED = 65_536
 
 
 def linearise(
@@ -60,20 +63,26 @@ class GraphLinearisation:
             self._y = self._alias(y)
             self._tensors = [self._alias(t) if k in wanted else (t if self._create_graph else t.detach()) for k, t in enumerate(problem.tensors)]
             parts = problem.evaluate(self._y, self._tensors)
-            self._a = torch.cat(parts[1:], 1) if parts[1].shape[1] and parts[2].shape[1] else parts[1 if parts[1].shape[1] else 2]
+            self._a = joined(parts[1], parts[2])
             self._parts = parts
-            self._gradient = self._derivative(lagrangian(parts, equality, inequality), None, create_graph=True)
-        self._problem, self._multipliers = problem, (equality, inequality)
+            self._gradient = self._slope(parts, equality, inequality)
+        self._problem, self._multipliers, self._wanted = problem, (equality, inequality), wanted
         self._hessian: Tensor | None = None
         self._jacobian: Tensor | None = None
+        self._mixed: dict[int, Tensor] = {}
+        self._mixed_rows: dict[int, Tensor] = {}
 
     def with_multipliers(self, equality: Tensor, inequality: Tensor) -> GraphLinearisation:
         if not self._a.shape[1]:
             return self
         other = copy.copy(self)
         with torch.enable_grad():
-            other._gradient = self._derivative(lagrangian(self._parts, equality, inequality), None, create_graph=True)
-        other._multipliers = equality, inequality
+            if self._multipliers == (None, None):
+                # ∇f is there: what is added to it is Aᵀλ. At m = 10 a quarter of the time that the Lagrangian takes anew.
+                other._gradient = self._gradient + self._derivative(self._a, joined(equality, inequality), create_graph=True)
+            else:
+                other._gradient = self._slope(self._parts, equality, inequality)
+        other._multipliers, other._mixed = (equality, inequality), {}
         return other
 
     def _alias(self, tensor: Tensor) -> Tensor:
@@ -81,20 +90,16 @@ class GraphLinearisation:
             return tensor.view_as(tensor)
         return tensor.detach().requires_grad_()
 
-    def _derivative(self, output: Tensor, cotangent: Tensor | None, *, create_graph: bool | None = None) -> Tensor:
-        """vᵀ ∂output/∂y; a cotangent of None selects a scalar output itself."""
+    def _derivative(self, output: Tensor, cotangent: Tensor, *, create_graph: bool | None = None) -> Tensor:
+        """vᵀ ∂output/∂y"""
         if not output.requires_grad:
             return torch.zeros_like(self._y)
-        (result,) = torch.autograd.grad(
-            output,
-            self._y,
-            cotangent,
-            retain_graph=True,
-            create_graph=self._create_graph if create_graph is None else create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return result
+        return derivatives((output,), (self._y,), (cotangent,), create_graph=self._create_graph if create_graph is None else create_graph)[0]
+
+    def _slope(self, parts: tuple[Tensor, Tensor, Tensor], equality: Tensor | None, inequality: Tensor | None) -> Tensor:
+        """∇_y L, with its graph."""
+        total = lagrangian(parts, equality, inequality)
+        return self._derivative(total, torch.ones_like(total), create_graph=True)
 
     def _out(self, tensor: Tensor) -> Tensor:
         return tensor if self._create_graph else tensor.detach()
@@ -138,26 +143,34 @@ class GraphLinearisation:
 
     def _rows(self, output: Tensor, cotangents: Tensor | None = None) -> Tensor:
         """(b, c, m): products of the Jacobian of output (b, k) with cotangents (c, k), by default all of its rows."""
-        if cotangents is None:
-            cotangents = unit_cotangents(output)
+        return self._products(output, unit_cotangents(output) if cotangents is None else cotangents, (self._y,))[0].transpose(0, 1)
+
+    def _products(self, output: Tensor, cotangents: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """(c, *shape) for each target: its derivative of output (b, k) with cotangents (c, k)."""
         count, b = cotangents.shape[0], output.shape[0]
         if count == 0 or output.shape[1] == 0 or not output.requires_grad:
-            return self._y.new_zeros(b, count, self._y.shape[1])
+            return tuple(t.new_zeros(count, *t.shape) for t in targets)
         cotangents = cotangents.unsqueeze(1).expand(count, b, output.shape[1])
+
+        def product(cotangent: Tensor) -> tuple[Tensor, ...]:
+            return derivatives((output,), targets, (cotangent,), create_graph=self._create_graph)
+
         if count == 1:
-            return self._derivative(output, cotangents[0]).unsqueeze(1)
+            return tuple(result.unsqueeze(0) for result in product(cotangents[0]))
         step = rows_a_chunk(self._y)
-        # Not is_grads_batched=True: its legacy vmap (20 µs faster) cannot run a custom Function, so not a node inside a node.
-        chunks = [batched(lambda cotangent: (self._derivative(output, cotangent),), (0,), len(part), (part,))[0] for part in cotangents.split(step)]
-        rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        return rows.transpose(0, 1)
+        # Not is_grads_batched=True: its legacy vmap cannot run a custom Function, so not a node inside a node.
+        if count <= step:
+            return batched(product, (0,), count, (cotangents,))
+        chunks = [batched(product, (0,), len(part), (part,)) for part in cotangents.split(step)]
+        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def hessian(self) -> Hessians:
         if self._hessian is not None and not self._create_graph:
             return self._hessian
         if not self._create_graph and self._gradient.requires_grad and pays(self._problem, self._y, self._y.shape[1]):
             return nested_hessian(self._problem, self._y.detach(), *self._multipliers)
-        return self._rows(self._gradient)
+        rows, self._mixed = self._rows_and_mixed(self._gradient)
+        return rows
 
     def jacobian(self) -> Jacobians:
         if self._jacobian is None:
@@ -165,8 +178,22 @@ class GraphLinearisation:
             if not self._create_graph and self._a.requires_grad and pays(self._problem, self._y, count):
                 self._jacobian = nested_jacobian(self._problem, self._y.detach(), count)
             else:
-                self._jacobian = self._rows(self._a)
+                self._jacobian, self._mixed_rows = self._rows_and_mixed(self._a)
         return self._jacobian
+
+    def _rows_and_mixed(self, output: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """H or A, and B or C of the wanted tensors, (b, n, k) each, where they come at little cost.
+
+        The products that H and A take anyway then go on to x, a few operations, where a pull-back would walk the whole graph once more: a fifth of a
+        backward pass at m = 10. Not for what the batch shares, which has no B of each sample, nor beside large tensors (weights, perhaps), through
+        which m pull-backs may be much work.
+        """
+        problem, count = self._problem, output.shape[1]
+        numbers = count * sum(t.numel() * (1 if dim == 0 else problem.batch) for t, dim in zip(problem.tensors, problem.in_dims, strict=True))
+        if self._create_graph or numbers > _NUMBERS_OF_MIXED or any(problem.in_dims[k] is None for k in self._wanted):
+            return self._rows(output), {}
+        rows, *mixed = self._products(output, unit_cotangents(output), (self._y, *(self._tensors[k] for k in self._wanted)))
+        return rows.transpose(0, 1), {k: block.unsqueeze(-1).flatten(2).permute(1, 2, 0) for k, block in zip(self._wanted, mixed, strict=True)}
 
     def hessian_product(self, direction: Variables) -> Variables:
         if self._hessian is not None and not self._create_graph:
@@ -203,17 +230,20 @@ class GraphLinearisation:
 
     def pull_back(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
         targets = [self._tensors[k] for k in wanted]
+        if all(k in self._mixed for k in wanted) and (all(k in self._mixed_rows for k in wanted) or not w.shape[1]):
+            found = [times(self._mixed[k], u) for k in wanted]
+            if w.shape[1]:
+                found = [b + times(self._mixed_rows[k], w) for b, k in zip(found, wanted, strict=True)]
+            return [b.view_as(t) for b, t in zip(found, targets, strict=True)]
         outputs, cotangents = self._joint_outputs(u, w)
         if not outputs:
             return [torch.zeros_like(t) for t in targets]
         # u and w enter as cotangents, so they are held fixed here and still differentiated by the next order.
-        return list(
-            torch.autograd.grad(outputs, targets, cotangents, create_graph=self._create_graph, retain_graph=True, allow_unused=True, materialize_grads=True)
-        )
+        return list(derivatives(outputs, targets, cotangents, create_graph=self._create_graph))
 
     def input_gradients(self, u: Variables, w: Rows, wanted: Sequence[int]) -> list[Tensor]:
         # The sign goes to u and w, which are often smaller than the inputs.
-        return self.pull_back(-u, -w, wanted)
+        return self.pull_back(-u, -w if w.shape[1] else w, wanted)
 
     def push_forward(self, tangents: dict[int, Tensor]) -> tuple[Variables, Rows]:
         # (B; C) dx is the transpose of the linear map (u, w) -> Bᵀu + Cᵀw: differentiate the pull-back with respect to

@@ -1,7 +1,7 @@
 """The contract of an engine's product: a `Linearisation`, the KKT system of a batch at one point.
 
 Symbols as in docs/architecture.md: L = f + νᵀh + μᵀg; H = ∇²_yy L; a = (h, g) with all q rows of g; A = ∂a/∂y. The
-blocks B = ∇²_yx L and C = ∂a/∂x are never formed: `pull_back` and `push_forward` multiply with them.
+blocks B = ∇²_yx L and C = ∂a/∂x are not part of it: `pull_back` and `push_forward` multiply with them.
 """
 
 from __future__ import annotations

@@ -73,12 +73,9 @@ def jacobian_operator(problem: Problem, at: Any, solution: Solution) -> Operator
         return DenseOperator(at.jacobian()) if constant is None else _repeated(constant, problem.batch)
     if not isinstance(tag, Sparse):
         raise TypeError(f"{problem.name}.constraint_structure must be Constant(...) or Sparse(...) from declarative.structure, got {tag!r}")
-    pattern, colours = tag.colouring(k, m)
-    count = int(colours.max()) + 1
-    cotangents = (colours == torch.arange(count).unsqueeze(1)).to(at.constraints)
-    products = at.jacobian_products(cotangents)
-    place = colours[pattern.rows.cpu()].to(products.device)
-    return SparseOperator(products[:, place, pattern.columns.to(products.device)], pattern)
+    colouring = tag.colouring(k, m, at.constraints.device)
+    products = at.jacobian_products(colouring.groups.to(at.constraints.dtype))
+    return SparseOperator(products[:, colouring.group, colouring.pattern.columns], colouring.pattern)
 
 
 def check_mixed(problem: Problem, tag: Any) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import GraphLinearisation, linearise
+from declarative.engines.autodiff import GraphLinearisation
 from declarative.engines.base import Linearisation
-from declarative.problem import Problem
 from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
 from declarative.vectors import golden_turns, times
 
@@ -64,24 +63,27 @@ class Quadratic:
         rows = self.constraints + times(self.jacobian, step)
         return value, rows[:, :p], rows[:, p:]
 
-    def agrees(self, problem: Problem, y: Variables, p: int) -> SampleMask:
-        """(b,) whether the statement has these values and first and second derivatives at y, to rounding."""
+    def agrees(self, at: Linearisation, y: Variables) -> SampleMask:
+        """(b,) whether the statement, linearised at y, has these values and first and second derivatives there, to rounding.
+
+        Relative to terms by one product each: passes over |H| and |A| cost as much as all the rest, and a sample that is suspected
+        wrongly, because its terms cancel, is merely solved once more.
+        """
         root = torch.finfo(y.dtype).eps ** 0.5
-        with torch.no_grad():
-            at = linearise(problem, y)
-        size = y.abs() + self.origin.abs()
-        probe, weights = golden_turns(y).expand_as(y), golden_turns(at.constraints).expand_as(at.constraints)
-        curvatures, magnitudes = self.hessian.abs(), self.jacobian.abs()
-        reach = self.slope.abs() + times(curvatures, size)
+        step, size, probe = y - self.origin, y.abs() + self.origin.abs(), golden_turns(y).expand_as(y)
+        weights = golden_turns(at.constraints).expand_as(at.constraints)
+        bent, reach, curved = torch.bmm(self.hessian, torch.stack([step, size, probe], 2)).unbind(2)
+        moved, span = torch.bmm(self.jacobian, torch.stack([step, size], 2)).unbind(2)
+        pulled = times(self.jacobian.mT, weights)
         pairs = (
-            (self.gradient(y), at.gradient, reach),
-            (torch.cat(self.evaluate(y, p)[1:], 1), at.constraints, self.constraints.abs() + times(magnitudes, size)),
-            (times(self.hessian, probe), at.hessian_product(probe), times(curvatures, probe.abs())),
-            (times(self.jacobian.mT, weights), at.jacobian_transposed_product(weights), times(magnitudes.mT, weights.abs())),
+            (self.slope + bent, at.gradient, self.slope.abs() + bent.abs() + reach.abs()),
+            (self.constraints + moved, at.constraints, self.constraints.abs() + moved.abs() + span.abs()),
+            (curved, at.hessian_product(probe), curved.abs()),
+            (pulled, at.jacobian_transposed_product(weights), pulled.abs()),
         )
         # Entries that are zero by cancellation are compared with the others.
-        limits = ((mine - theirs, root * (terms + terms.mean(1, keepdim=True))) for mine, theirs, terms in pairs if terms.shape[1])
-        return torch.stack([(difference.abs() <= limit).all(1) for difference, limit in limits]).all(0)
+        checked = [(mine - theirs).abs_() <= torch.add(terms, terms.mean(1, keepdim=True)).mul_(root) for mine, theirs, terms in pairs if terms.shape[1]]
+        return torch.cat(checked, 1).all(1)
 
     def gradient(self, y: Variables) -> Variables:
         """∇f at y."""

@@ -35,6 +35,7 @@ class IrregularPolicy:
         name: the node's name, for messages.
         damping: δ: the solve is with H + δI and −δI in the corner.
         places: where the samples of a sub-batch belong; None: where they stand.
+        most_rows: no sample has more rows whose weight is not zero, if such a number is known beforehand; None: it is read off the weights.
     """
 
     choice: str
@@ -44,6 +45,7 @@ class IrregularPolicy:
     damping: float = 0.0
     report: DerivativeReport = field(default_factory=DerivativeReport)
     places: Sequence[int] | None = None
+    most_rows: int | None = None
 
     def damp(self, matrix: Tensor) -> Tensor:
         """K + diag(δ, −δ), if damping was asked for."""
@@ -123,21 +125,29 @@ def assemble(hessian: Hessians, jacobian: Jacobians, weights: Rows | None) -> Te
     smoothed complementarity, where eliminating w gives A_i u − (1/ρ² − 1) w_i = r_i (an interior point's s/μ).
     """
     if weights is None:
-        rows, corner = jacobian, jacobian.new_zeros(()).expand(*jacobian.shape[:2], jacobian.shape[1])
+        rows, below = jacobian, torch.nn.functional.pad(jacobian, (0, jacobian.shape[1]))
     else:
-        rows, corner = jacobian * weights.unsqueeze(-1), torch.diag_embed(weights * weights - 1)
-    return torch.cat([torch.cat([hessian, rows.transpose(-1, -2)], -1), torch.cat([rows, corner], -1)], -2)
+        rows = jacobian * weights.unsqueeze(-1)
+        below = torch.cat([rows, torch.diag_embed(weights * weights - 1)], -1)
+    return torch.cat([torch.cat([hessian, rows.transpose(-1, -2)], -1), below], -2)
 
 
 def solve_bordered(
     policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows | None, rhs_y: Variables, rhs_rows: Rows
 ) -> tuple[Variables, Rows]:
     """(u, w) of the weighted bordered system; w is zero where the weight is, whatever the right-hand side."""
+    if weights is not None and (kept := kept_rows(weights, policy.most_rows)) is not None:
+        u, w = _solve_masked(policy, hessian, kept.take(jacobian), kept.take(weights), rhs_y, kept.take(rhs_rows))
+        return u, kept.put_back(w)
+    return _solve_masked(policy, hessian, jacobian, weights, rhs_y, rhs_rows)
+
+
+def _solve_masked(
+    policy: IrregularPolicy, hessian: Hessians, jacobian: Jacobians, weights: Rows | None, rhs_y: Variables, rhs_rows: Rows
+) -> tuple[Variables, Rows]:
+    """The same with all rows."""
     if jacobian.shape[1] == 0:
         return symmetric_solve(policy, policy.damp(hessian), rhs_y.unsqueeze(-1)).squeeze(-1), rhs_rows
-    if weights is not None and (kept := kept_rows(weights)) is not None:
-        u, w = solve_bordered(policy, hessian, kept.take(jacobian), kept.take(weights), rhs_y, kept.take(rhs_rows))
-        return u, kept.put_back(w)
     rhs = torch.cat([rhs_y, rhs_rows if weights is None else rhs_rows * weights], 1).unsqueeze(-1)
     solution = symmetric_solve(policy, policy.damp(assemble(hessian, jacobian, weights)), rhs).squeeze(-1)
     u, w = solution[:, : rhs_y.shape[1]], solution[:, rhs_y.shape[1] :]
@@ -166,11 +176,15 @@ class KeptRows:
         return torch.zeros(rows.shape[0], self.count, dtype=rows.dtype, device=rows.device).scatter(1, self.order, rows)
 
 
-def kept_rows(weights: Rows) -> KeptRows | None:
-    """The rows that matter; None where leaving the others out saves nothing, or cannot be decided (under vmap)."""
+def kept_rows(weights: Rows, most: int | None = None) -> KeptRows | None:
+    """The rows that matter; None where leaving the others out saves nothing, or cannot be decided (under vmap).
+
+    Args:
+        most: how many they are at most in any sample, if that is known: reading it off the weights would make a GPU wait.
+    """
     count = weights.shape[1]
     if count < _MANY_ROWS or is_wrapped(weights) or not weights.shape[0]:
         return None
     active = weights != 0
-    kept = int(active.sum(1).max())
+    kept = int(active.sum(1).max()) if most is None else most
     return KeptRows(torch.argsort(active.to(torch.int8), dim=1, descending=True, stable=True)[:, :kept], count) if kept < count else None

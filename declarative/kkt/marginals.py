@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -132,10 +133,11 @@ def _refined(plan: Tensor, inverse: Tensor, columns: Tensor, side: Tensor, facto
     """S⁻¹ · side by the factor of a matrix near S, and iterative refinement; None where that does not converge fast."""
     diagonal = columns.unsqueeze(2)
     solution = torch.cholesky_solve(side, factor)
-    goal = _TOLERANCES.get(side.dtype, 1e-12) * float(torch.linalg.vector_norm(side))
-    for _ in range(4):
+    goal = _TOLERANCES.get(side.dtype, 1e-12) * torch.linalg.vector_norm(side)
+    for step in range(4):
         residual = torch.baddbmm(side, plan.mT, (plan @ solution).mul_(inverse)).addcmul_(diagonal, solution, value=-1)
-        if float(torch.linalg.vector_norm(residual)) <= goal:
+        # A factor of an earlier plan never does without a correction: the first look comes after one.
+        if step and bool(torch.linalg.vector_norm(residual) <= goal):
             return solution
         solution = solution.add_(torch.cholesky_solve(residual, factor))
     return None
@@ -257,10 +259,7 @@ class Marginals(Operator):
         return both / _safe(both.abs().sum(1, keepdim=True)).sqrt()
 
     def _numbers(self, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor) -> tuple[Tensor, Tensor]:
-        if self.plan.shape[1] < self.plan.shape[2]:
-            w_columns, w_rows = _by_elimination(self.plan.mT, columns, rows, side_columns, side_rows, self.factor, self.report)
-            return w_rows, w_columns
-        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, self.factor, self.report)
+        return _by_elimination(self.plan, rows, columns, side_rows, side_columns, partial(_solve_schur, factor=self.factor, report=self.report))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,18 +312,38 @@ class MarginalsComplement(Operator):
         return self._together(above, self.weights.mT @ rows + self.weights.sum(1).unsqueeze(2) * sums)
 
     def solve_columns(self, columns: Tensor) -> Tensor:
+        return self._solved(columns, partial(_solve_schur, factor=None, report=None))
+
+    def attempt_columns(self, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        if min(self.weights.shape[1:]) >= _LARGE:
+            return super().attempt_columns(columns)
+        marks: list[Tensor] = []
+
+        def solve(plan: Tensor, rows: Tensor, inverse: Tensor, columns: Tensor, side: Tensor) -> Tensor:  # noqa: ARG001
+            factor, good = factorise(_schur(plan, inverse, columns))
+            marks.append(good)
+            return torch.cholesky_solve(side, factor)
+
+        return self._solved(columns, solve), marks[0]
+
+    def _solved(self, columns: Tensor, solve: _SolveSchur) -> Tensor:
         rows, sums = self._apart(columns)
         last = rows.sum(1, keepdim=True) - sums.sum(1, keepdim=True)
-        found = Marginals(self.weights)._numbers(self.weights.sum(2), self.weights.sum(1), rows, torch.cat([sums, last], 1))
-        shift = found[1][:, -1:]
-        return self._together(found[0] + shift, found[1] - shift)
+        w_rows, w_columns = _by_elimination(self.weights, self.weights.sum(2), self.weights.sum(1), rows, torch.cat([sums, last], 1), solve)
+        shift = w_columns[:, -1:]
+        return self._together(w_rows + shift, w_columns - shift)
 
 
-def _by_elimination(
-    plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, factor: Tensor | None, report: DerivativeReport | None
-) -> tuple[Tensor, Tensor]:
-    """The rows eliminated, the rest solved for."""
+# (plan, rows, inverse of the rows, columns, side) -> S⁻¹ · side
+_SolveSchur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _by_elimination(plan: Tensor, rows: Tensor, columns: Tensor, side_rows: Tensor, side_columns: Tensor, solve: _SolveSchur) -> tuple[Tensor, Tensor]:
+    """The larger side eliminated, the rest solved for."""
+    if plan.shape[1] < plan.shape[2]:
+        w_columns, w_rows = _by_elimination(plan.mT, columns, rows, side_columns, side_rows, solve)
+        return w_rows, w_columns
     inverse = _safe(rows).reciprocal_().unsqueeze(2)
     scaled = side_rows * inverse
-    w_columns = _solve_schur(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1), factor, report)
+    w_columns = solve(plan, rows, inverse, columns, torch.baddbmm(side_columns, plan.mT, scaled, alpha=-1))
     return torch.addcmul(scaled, inverse, plan @ w_columns, value=-1), w_columns

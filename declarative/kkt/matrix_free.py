@@ -41,6 +41,7 @@ class MatrixFreeKKT(Operator):
     multipliers: Tensor
     weights: Tensor
     at: Any = None
+    checks_itself = True  # by residuals; what the policy leaves as NaN is meant
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

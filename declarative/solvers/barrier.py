@@ -12,14 +12,14 @@ from declarative.engines.base import Linearisation
 from declarative.engines.blocks import hessian_operator, jacobian_operator, read_solution
 from declarative.problem import Problem
 from declarative.solvers.condensed import condensed
-from declarative.solvers.iterative import State, quadratic_of, runs_off
+from declarative.solvers.iterative import State, runs_off
 from declarative.solvers.line_search import LineSearch, exact_penalty
 from declarative.solvers.optimality import coordinate_sizes, gradient_sizes
 from declarative.solvers.step import ReducedModel
 from declarative.solvers.structured_step import StructuredModel, is_definite
 from declarative.structure.base import Operator
 from declarative.structure.elementary import DenseOperator
-from declarative.typing import EqualityMultipliers, InequalityMultipliers, Jacobians, SampleMask, Values, Variables
+from declarative.typing import InequalityMultipliers, Jacobians, SampleMask, Values, Variables
 from declarative.vectors import times
 
 
@@ -31,19 +31,12 @@ class Barrier:
         y, nu, mu, s = (state[name] for name in ("y", "equality", "inequality", "slack"))
         self._p = nu.shape[1]
         self._multipliers = torch.cat([nu, mu], 1)
-        self.quadratic = quadratic_of(state)
-        if self.quadratic is None:
-            at = linearise(problem, y, nu, mu)
-            point = read_solution(problem, y, nu, mu, torch.ones_like(mu, dtype=torch.bool))
-            self._hessian: Operator = hessian_operator(problem, at, point)
-            self.jacobian = at.jacobian() if problem.node.constraint_structure is None else _dense(jacobian_operator(problem, at, point), at)
-            self.objective, rows, self._gradient = at.objective, at.constraints, at.gradient
-            self._f_gradient = at.gradient - _transposed(self.jacobian, self._multipliers)
-        else:
-            self.objective, h, g = self.quadratic.evaluate(y, self._p)
-            rows, self.jacobian, self._hessian = torch.cat([h, g], 1), self.quadratic.jacobian, DenseOperator(self.quadratic.hessian)
-            self._f_gradient = self.quadratic.gradient(y)
-            self._gradient = self._f_gradient + _transposed(self.jacobian, self._multipliers)
+        at = linearise(problem, y, nu, mu)
+        point = read_solution(problem, y, nu, mu, torch.ones_like(mu, dtype=torch.bool))
+        self._hessian: Operator = hessian_operator(problem, at, point)
+        self.jacobian = at.jacobian() if problem.node.constraint_structure is None else _dense(jacobian_operator(problem, at, point), at)
+        self.objective, rows, self._gradient = at.objective, at.constraints, at.gradient
+        self._f_gradient = at.gradient - _transposed(self.jacobian, self._multipliers)
         self.h, self.violation = rows[:, : self._p], rows[:, self._p :] + s
         self._a_g = self.jacobian[:, self._p :]
         self.gap: Values = (s * mu).mean(1)
@@ -61,17 +54,13 @@ class Barrier:
             if structured is not None and is_definite(structured):
                 return StructuredModel(self.problem, structured, DenseOperator(a_h) if self._p else None)
         dense = torch.baddbmm(self._hessian.to_dense(), self._a_g.mT * self._weights.unsqueeze(1), self._a_g)
-        space = (self._state["basis"], self._state["inverse"]) if "basis" in self._state else None
         pull = self._gradient + _transposed(self._a_g, self._weights * self.violation)
-        return ReducedModel(dense, a_h, pull, self._state["radius"], space)
+        return ReducedModel(dense, a_h, pull, self._state["radius"])
 
     def _measure(self, y: Tensor) -> None:
         """What is left, relative to the size of the terms."""
         size, tiny = coordinate_sizes(y), torch.finfo(y.dtype).tiny
-        if self.quadratic is None:
-            magnitudes, curvatures = self.jacobian.abs(), self._hessian.with_tensors([t.abs() for t in self._hessian.tensors])
-        else:
-            magnitudes, curvatures = self._state["magnitudes"], DenseOperator(self._state["curvatures"])
+        magnitudes, curvatures = self.jacobian.abs(), self._hessian.with_tensors([t.abs() for t in self._hessian.tensors])
         steepest = torch.maximum(self._f_gradient.abs(), curvatures.matmul(size))
         scale_f = gradient_sizes(steepest, magnitudes, size, self._multipliers, self._p)
         self._grown = scale_f.amax(1) > 1e4 * self._f_gradient.abs().amax(1)
@@ -89,17 +78,10 @@ class Barrier:
         d_s = -self.violation - times(self._a_g, dy)
         return {"y": dy, "slack": d_s, "equality": d_nu, "inequality": (target - second_order) / s - mu - self._weights * d_s}
 
-    def evaluate(self, y: Variables) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
-        """f, h, g."""
-        return self.problem.evaluate(y) if self.quadratic is None else self.quadratic.evaluate(y, self._p)
-
-    def search(self, step: State, barrier: Values, longest: Values, exempt: SampleMask) -> tuple[Values, Variables, InequalityMultipliers, Values]:
+    def search(self, step: State, barrier: Values, longest: Values) -> tuple[Values, Variables, InequalityMultipliers, Values]:
         """(length, y, s, ρ) on the merit function f − τ Σ log s + ρ(‖h‖₁ + ‖g + s‖₁), τ the complementarity aimed at."""
         y, s = self._state["y"], self._state["slack"]
         m, eps = y.shape[1], torch.finfo(y.dtype).eps
-        if bool(exempt.all()):
-            length = longest.unsqueeze(1)
-            return longest, y + length * step["y"], s + length * step["slack"], self._state["penalty"]
         slope = (self._f_gradient * step["y"]).sum(1) - barrier * (step["slack"] / s).sum(1)
         rounding = 10 * eps * self.scale_rows.sum(1)
         curvature = (step["y"] * self._hessian.matmul(step["y"])).sum(1) + (self._weights * step["slack"].square()).sum(1)
@@ -110,7 +92,7 @@ class Barrier:
         noise = 10 * eps * (self.objective.abs() + barrier * logs.abs().sum(1)) + penalty * (10 * eps * self.infeasibility + rounding)
 
         def parts(joint: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            value, h, g = self.evaluate(joint[:, :m])
+            value, h, g = self.problem.evaluate(joint[:, :m])
             slack = torch.maximum(joint[:, m:], -g)  # a slack smaller than −g only costs
             return value, h, g + slack, slack
 
@@ -126,9 +108,8 @@ class Barrier:
             return torch.cat([dy, torch.maximum(d_s, 0.1 * joint[:, m:] - slack) + slack - joint[:, m:]], 1)
 
         line = LineSearch(torch.cat([y, s], 1), torch.cat([step["y"], step["slack"]], 1), slope - penalty * self.infeasibility, merit, noise, halvings=14)
-        length, joint = line.run(merit_at, None if self.quadratic is not None else correction, exempt, longest)
-        slack = parts(joint)[3] if self.quadratic is None else joint[:, m:]
-        return length, joint[:, :m], torch.where((length > 0).unsqueeze(1), slack, s), penalty
+        length, joint = line.run(merit_at, correction, torch.zeros_like(longest, dtype=torch.bool), longest)
+        return length, joint[:, :m], torch.where((length > 0).unsqueeze(1), parts(joint)[3], s), penalty
 
     def contradictory(self) -> SampleMask:
         """Multipliers that have grown large, cancel in Aᵀλ and leave a violation: what Farkas' lemma says of infeasibility."""

@@ -7,6 +7,7 @@ of every solution (residuals, status, the failure policy) is done once for all, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ class Iterate:
     iterations: Counts
     workspace: Any = None  # what a node's own solve left for its solve_kkt
     quadratic: Quadratic | None = None  # the statement's constants, where it has been found to be quadratic
+    anew: Callable[[Iterate, Tensor], Iterate] | None = None  # with these samples solved without them
 
 
 @dataclass(frozen=True, kw_only=True)

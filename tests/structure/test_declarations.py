@@ -555,3 +555,22 @@ def test_dense_operator_hook_takes_the_bordered_solve():
             return DenseOperator(torch.diag_embed(solution.y.cosh()))
 
     assert verify(Dense3(), X, directions=1).ok
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("nan", torch.nan), ("zero", 0.0), ("min_norm", 0.0)])
+def test_policies_where_a_declared_hessian_is_singular(choice, expected):
+    class Flat(DeclarativeNode):
+        hessian_structure = Diagonal()
+
+        def objective(self, x, y):
+            return (0.25 * y**4 - x * y).sum()
+
+        def solve(self, x):
+            return x.sign() * x.abs() ** (1 / 3)
+
+    x = torch.tensor([[8.0, 27.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)  # H = diag(3 y²)
+    gradient = torch.autograd.grad(Flat(differentiation=Implicit(irregular=choice))(x).sum(), x)[0]
+    close(gradient[0], torch.tensor([1 / 12, 1 / 27], dtype=torch.float64), 1e-10)
+    assert torch.equal(gradient[1, :1].isnan(), torch.tensor([choice == "nan"]))
+    if choice != "nan":
+        close(gradient[1, 0], torch.tensor(expected, dtype=torch.float64))

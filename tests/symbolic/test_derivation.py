@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import time
 
 import pytest
 import sympy
@@ -524,12 +523,3 @@ def test_markdown_is_what_a_notebook_shows():
     assert d._repr_markdown_() == d.markdown()
     assert d.markdown().count("$$") % 2 == 0
     assert r"\begin{aligned}" in d.markdown()
-
-
-@every
-def test_it_takes_seconds(name):
-    node = CASES[name].build()
-    start = time.perf_counter()
-    str(node.derivation())
-    node.derivation().markdown()
-    assert time.perf_counter() - start < 5

@@ -44,7 +44,9 @@ class Curvature:
         # Its trace bounds the largest eigenvalue of the low rank part: most often that is enough.
         lowest = self.mass + (self.kappa2.clamp_max(0.0) * self.squared).sum(1)
         surely = lowest > 1e-3 * self.mass
-        return surely if bool(surely.all()) else self._factor()[2]
+        if self._factored is None and bool(surely.all()):  # after conjugate gradients
+            return surely
+        return surely | self._factor()[2]
 
     def solve(self, v: Tensor) -> Tensor:
         """H⁻¹v (b, C); anything where H is not definite."""

@@ -100,24 +100,38 @@ class _At:
     """The ingredients of the derivative at u."""
 
     def __init__(self, cloud: Cloud, u: Tensor) -> None:
+        self.cloud, self._u = cloud, u
         toward = cloud.x - u.unsqueeze(2)
-        squared = (toward * toward).sum(1)
         self.recorded = is_differentiated(toward)
-        finite = torch.isfinite(squared.detach().sum(1))
-        if self.recorded or not bool(finite.all()):
-            toward, squared = torch.where(finite[:, None, None], toward, 0.0), torch.where(finite.unsqueeze(1), squared, 0.0)
-        self.cloud, self.toward, self.squared = cloud, toward, squared
-        at = Candidate(cloud, u, toward, squared)
+        self._evaluate(toward, (toward * toward).sum(1))
+        if self.recorded:
+            self._set_apart()
+
+    def _evaluate(self, toward: Tensor, squared: Tensor) -> None:
+        self.toward, self.squared = toward, squared
+        at = Candidate(self.cloud, self._u, toward, squared)
         self.bare_kappa1, self.kappa1, self.kappa2, self.mass = at.bare_kappa1, at.kappa1, at.kappa2, at.mass
-        self.usable = (self.mass.detach() > 0) & finite
+        self.usable = (self.mass.detach() > 0) & torch.isfinite(squared.detach().sum(1))
+
+    def _set_apart(self) -> None:
+        """Zeros in place of what is not finite, in samples that are not usable then."""
+        finite = torch.isfinite(self.squared.detach().sum(1))
+        self._evaluate(torch.where(finite[:, None, None], self.toward, 0.0), torch.where(finite.unsqueeze(1), self.squared, 0.0))
+        self.usable = self.usable & finite
 
     def solve(self, v: Tensor, call: Pooling) -> Tensor:
         """H⁻¹v; zero in samples that are not usable."""
         recorded = self.recorded or is_differentiated(v, self.mass)
-        v, mass, kappa2 = v, self.mass, self.kappa2
-        if recorded or not bool(self.usable.all()):
-            v, mass = torch.where(self.usable.unsqueeze(1), v, 0.0), torch.where(self.usable, mass, 1.0)
-            kappa2 = None if kappa2 is None else torch.where(self.usable.unsqueeze(1), kappa2, 0.0)
+        if not recorded:
+            curvature = Curvature(self.toward, self.squared, self.mass, self.kappa2, self.cloud.penalty.concave)
+            q = curvature.solve(v)
+            call.report.method = curvature.method
+            # One look at the numbers, where all is well: on a GPU each look waits for the device.
+            if bool((self.usable & curvature.definite()).all()):
+                return q
+            self._set_apart()
+        v, mass = torch.where(self.usable.unsqueeze(1), v, 0.0), torch.where(self.usable, self.mass, 1.0)
+        kappa2 = None if self.kappa2 is None else torch.where(self.usable.unsqueeze(1), self.kappa2, 0.0)
         policy = IrregularPolicy(call.irregular, v.shape[1], v.shape[0], "RobustPooling", report=call.report)
         if recorded and kappa2 is not None:
             call.report.method = f"LU factors of {v.shape[1]}×{v.shape[1]}"
