@@ -34,9 +34,11 @@ LIMIT_MS = 0.6  # a whole backward call at m = 10
 PEERS = {"jaxopt": jaxopt.ways, "optimistix": optimistix.ways, "torchopt": torchopt.ways}
 SLOW = Effort(blocks=5, seconds=0.0, runs=2, warm_up=1)
 CALLS = "single calls into torch of 5–30 µs each: 1 for the graph, 1 for H, 1–3 to factorise and solve, 1 to pull back; the rest checks and orders"
-FLOOR_TEXT = """A dense backward pass needs m products with H (here in one batched pass over a graph that the forward pass left), p with A, one
+FLOOR_TEXT = """A dense backward pass needs m products with H (here in one batched sweep over a graph that the forward pass left), p with A, one
 factorisation of (m + p)³/3 to 2(m + p)³/3 flops a sample, and one product with Bᵀ and Cᵀ. The rows against the bare arithmetic do exactly that in
-eight lines of torch (`benchmarks/bare.py`). At m ≤ 100 both sides are calls, not flops: a call of `torch.autograd.grad` costs 20–60 µs whatever it holds."""
+a few lines of torch (`benchmarks/bare.py`), from a graph that is there. At m ≤ 100 both sides are calls, not flops: a call of `torch.autograd.grad`
+costs 20–60 µs whatever it holds. The compiled jax peers run the same formulas for one known statement as one XLA program, without a look at whether the
+solve went well, and need no Python in between: at these sizes they are several times as fast, and no eager torch comes near them."""
 
 
 def rows(quick: bool) -> Iterator[Row]:

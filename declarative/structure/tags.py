@@ -173,7 +173,8 @@ class LowRankUpdate(Tag):
 
     The indices are split into three groups. A random direction ω supported on one group gives Lω exactly in the rows
     outside that group, where Dω vanishes; from three groups with `rank` directions each, L follows everywhere. H·1 then
-    gives D.
+    gives D. L must have its full rank on each group: a factor with one entry only, or an L that is itself block diagonal with small blocks,
+    may not; `verify` finds that out.
 
     Args:
         rank: of L, at most m // 3.
