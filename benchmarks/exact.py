@@ -19,7 +19,8 @@ COUNT = 4
 
 def solve_refined(matrix: Tensor, side: Tensor) -> Tensor:
     """K⁻¹ r for K (b, n, n), r (b, n), with residuals in extended precision (64 bits of mantissa where the processor has them)."""
-    factor, pivots = torch.linalg.lu_factor(matrix)
+    # One by one: torch factorises a batch of large matrices concurrently, and MKL's threads then collide (pytorch/pytorch#142815).
+    factor, pivots = (torch.stack(parts) for parts in zip(*map(torch.linalg.lu_factor, matrix), strict=True))
     wide, target = matrix.numpy().astype(np.longdouble), side.numpy().astype(np.longdouble)
     found = np.zeros_like(target)
     for _ in range(_STEPS):

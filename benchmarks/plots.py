@@ -59,8 +59,9 @@ def draw(title: str, rows: Iterable[Row], path: Path) -> bool:
         return False
     axis = next(row.point.axis for row in rows if row.point is not None)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.9 * len(panels), 3.9), squeeze=False, layout="constrained")
+    names = sorted({name: None for _, found in panels for name in found}, key=lambda name: not name.startswith("ours"))
     for ax, (quantity, found) in zip(axes[0], panels, strict=True):
-        _panel(ax, found, axis, {"time": "time (ms)", "memory": "peak memory (MiB)"}[quantity])
+        _panel(ax, found, names, axis, {"time": "time (ms)", "memory": "peak memory (MiB)"}[quantity])
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # the same plot is the same file
@@ -68,9 +69,10 @@ def draw(title: str, rows: Iterable[Row], path: Path) -> bool:
     return True
 
 
-def _panel(ax: Any, found: Lines, axis: str, label: str) -> None:
-    ours = sorted(found, key=lambda name: not name.startswith("ours"))
-    for k, name in enumerate(ours):
+def _panel(ax: Any, found: Lines, names: list[str], axis: str, label: str) -> None:
+    for k, name in enumerate(names):
+        if name not in found:
+            continue
         x, y = zip(*found[name], strict=True)
         power = exponent(found[name])
         text = name if power is None else f"{name}  ∝ {axis}^{power:.1f}"

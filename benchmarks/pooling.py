@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ BACKWARD = 2.5
 RESIDUAL = 1e-8  # in float64
 DENSE = (16, 32, 200)
 DENSE_RATIO, DENSE_LIMIT = 20.0, 1e-10
+LARGE = 2**19  # numbers, from where a few runs are enough: the peer takes up to a second
 SCALES = (64, 256, 1024, 4096)
 CAUSE = "at this size the work is small calls, on both sides; the peer stops at a residual some hundred times larger"
 FLOOR_TEXT = """A reweighted step is two products with the C x N matrix of points (4CN flops a sample) and one pass over N weights, so it is bound by memory:
@@ -45,7 +47,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for dtype in (torch.float32, torch.float64):
         for shape in ((3, 2, 20),) if quick else SIZES:
             for name in OURS:
-                yield from lbfgs_rows(name, shape, dtype, QUICK if quick else FULL)
+                yield from lbfgs_rows(name, shape, dtype, QUICK if quick else FULL if prod(shape) < LARGE else SLOW)
     for count in (8, 16) if quick else SCALES:
         yield from lbfgs_rows("Welsch", (16, 3, count), torch.float64, QUICK if quick else SLOW, scaling=True)
     for name in ("PseudoHuber", "Huber", "Welsch"):
