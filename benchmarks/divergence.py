@@ -25,6 +25,7 @@ TOLERANCE = 1e-13
 # Enough for the Hessian to settle to rounding; the reference takes more.
 ITERATIONS, SETTLED = 50, 100
 LIMIT = 1e-8
+LEVELS = "three transport problems under two levels of torch.func: some 2000 small calls of Python"
 ERRORS = "Hessian"
 # (position of what the Hessian is by, name, milliseconds).
 CASES = ((2, "weights", 5.0), (0, "points", 10.0))
@@ -53,7 +54,9 @@ def hessian_rows(n: int, m: int, quick: bool) -> Iterator[Row]:
         judge = partial(_error, _modulo_constants(settled(), name), name)
         target = Target(ours=milliseconds, error=LIMIT)
         against = f"{ITERATIONS} unrolled steps"
-        yield contest(SUITE, what, lambda run=ours: run, against, lambda run=unrolled: run, QUICK if quick else SLOW, target, judge=judge, errors=ERRORS)
+        yield contest(
+            SUITE, what, lambda run=ours: run, against, lambda run=unrolled: run, QUICK if quick else SLOW, target, judge=judge, errors=ERRORS, cause=LEVELS
+        )
         effort = QUICK if quick else FULL
         try:
             theirs = ott_divergence.hessian(position, inputs, EPSILON)
@@ -61,7 +64,7 @@ def hessian_rows(n: int, m: int, quick: bool) -> Iterator[Row]:
             yield alone(SUITE, what, lambda run=ours: run, effort, target, against="OTT", judge=judge, errors=ERRORS, note=f"OTT skipped: {error}")
             continue
         error = judge(theirs.result())
-        yield contest(SUITE, what, lambda run=ours: run, theirs.name, theirs.side, effort, target, judge=judge, errors=ERRORS, peer_error=error)
+        yield contest(SUITE, what, lambda run=ours: run, theirs.name, theirs.side, effort, target, judge=judge, errors=ERRORS, peer_error=error, cause=LEVELS)
 
 
 def _hessian(divergence: Callable[..., Tensor], position: int, inputs: Inputs) -> Callable[[], Tensor]:

@@ -89,7 +89,7 @@ def _shortfalls(rows: Sequence[Row]) -> str:
     lines = ["## Short of the target", "| suite | what | measured | target | cause |", "|---|---|---|---|---|"]
     for row in short:
         values = cells(row)
-        measured = values[2] or values[0]
+        measured = values[0] if row.target is not None and row.target.ours is not None else values[2] or values[0]
         if row.target is not None and row.target.error is not None and (row.error is None or row.error > row.target.error):
             measured += f", error {row.error:.0e}" if row.error is not None else ""
         lines.append(_line(row.suite, f"{row.what}{f' / {row.against}' if row.against else ''}", measured, values[3], row.cause))

@@ -29,6 +29,7 @@ from declarative.layers.transport.methods import Method
 DENSE_SIZES = ((5, 5), (8, 9), (10, 10), (20, 20), (30, 30))
 DENSE_GAMMA = 10.0
 MEMORY_GAMMA = 100.0
+COMPILED = "the peer is one compiled program; at 50 points ours is calls of Python"
 COUNTS = (10, 100, 1000)
 MATRICES = 6.0
 BOTH = ((50, 10.0), (50, 100.0), (100, 100.0), (200, 100.0), (500, 100.0))
@@ -83,7 +84,7 @@ def both_rows(n: int, gamma: float, effort: Effort) -> Iterator[Row]:
         for one in reached:
             way = one.way
             point = Point(f"Entropic transport, γ = {gamma:g}, forward and backward", "n", n)
-            found = {"judge": judge, "errors": "gradient", "peer_error": one.error, "note": way.note, "point": point}
+            found = {"judge": judge, "errors": "gradient", "peer_error": one.error, "note": way.note, "point": point, "cause": COMPILED}
             yield contest(SUITE, what, ours, way.name, way.side, effort, Target(ratio=1.0) if one.error <= ENOUGH else None, **found)
 
 
