@@ -119,9 +119,8 @@ def test_exact_gradient():
 def test_refined_solve():
     """A Hilbert matrix of condition 1e10: to rounding all the same."""
     i = torch.arange(1, 9, dtype=torch.float64)
-    H = 1 / (i.unsqueeze(0) + i.unsqueeze(1) - 1)
     z = torch.ones(1, 8, dtype=torch.float64)
-    scaled = H * 360360  # whole numbers, as 360360 is a multiple of 1 … 15
+    scaled = 360360 / (i.unsqueeze(0) + i.unsqueeze(1) - 1)  # whole numbers, as 360360 is a multiple of 1 … 15
     assert float((exact.solve_refined(scaled.unsqueeze(0), scaled.sum(1).unsqueeze(0)) - z).abs().max()) < 1e-13
 
 
