@@ -21,14 +21,19 @@ SHOWN_SHARE = 0.2  # in the figure of one cloud
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, test, check the gradient, draw. The exit status is 1 if the gradient check fails."""
+    """Train, test, check the gradient, draw. The exit status is 1 if the gradient check fails, 2 if there are no such images."""
     parser = argparse.ArgumentParser(prog="declarative demo", description="Digits with outliers: a pooling layer defined by its objective beside mean and max.")
     parser.add_argument("--quick", action="store_true", help="two epochs instead of 60: shows that all runs, not who wins")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the clouds (default: 0)")
+    parser.add_argument("--images", metavar="FOLDER", help="with the files of MNIST or Fashion-MNIST, in place of scikit-learn's digits")
+    parser.add_argument("--count", type=int, help="how many of the images (default: all)")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the figures (default: outputs)")
     options = parser.parse_args(arguments)
+    try:
+        digits = load(torch.Generator().manual_seed(options.seed), source=options.images, count=options.count)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     console, began = Console(), time.perf_counter()
-    digits = load(torch.Generator().manual_seed(options.seed))
 
     models = {pooling: train(pooling, digits, 2 if options.quick else 60, options.seed) for pooling in POOLINGS}
     accuracies = {pooling: [accuracy(model, digits, share, options.seed) for share in SHARES] for pooling, model in models.items()}
