@@ -298,14 +298,14 @@ assert least.sum() <= with_sign.sum() + 1e-6
 assert with_sign.sum() < free.sum()
 
 hourly_tolls = power * slowing * Dictator()(torch.zeros(3), day, in_dims=(None, 0)) ** power
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 3.4))
 left.plot(hours, day, "k-o", markersize=3)
 left.set(xlabel="hour of the day", ylabel="demand (thousand cars)", title="demand")
 for k, colour in ((0, "#0072B2"), (1, "#D55E00")):
     right.plot(hours, hourly_tolls[:, k] - hourly_tolls[:, 2], "o-", color=colour, markersize=3, label=f"{NAMES[k]}, by the hour")
     right.axhline(fixed[k].item(), linestyle="--", color=colour, label=f"{NAMES[k]}, one price")
 right.set(xlabel="hour of the day", ylabel="toll (minutes)", title="the best tolls")
-right.legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.32))
+right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 figure.tight_layout()
 kept = (free - with_sign).sum() / (free - least).sum()
 print(f"the one price keeps {100 * kept:.0f} % of what prices by the hour would save")
