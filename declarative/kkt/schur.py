@@ -184,7 +184,7 @@ class DiagonalKKT(SchurKKT):
         u, left = self._completed(jacobian, inverse, v, r, w.squeeze(-1), through)
         # What is left of A u = r is compared with the right-hand side of S; where that cancels, with the terms of A u and r themselves.
         tiny, tolerance = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps ** 0.7
-        scale = _largest(side).clamp_min(tiny)
+        scale = largest_entry(side).clamp_min(tiny)
         relative = left / scale
         good = relative <= tolerance  # false for NaN
         if not bool((good if served is None else good.logical_and_(served)).all()):
@@ -193,7 +193,7 @@ class DiagonalKKT(SchurKKT):
                 u, left = self._completed(jacobian, inverse, v, r, w.squeeze(-1), u)
                 relative = left / scale
             if not bool((relative <= tolerance).all()):
-                relative = left / _largest(jacobian.magnitudes().matmul(u.abs()) + r.abs()).clamp_min(tiny)
+                relative = left / largest_entry(jacobian.magnitudes().matmul(u.abs()) + r.abs()).clamp_min(tiny)
                 if not bool((relative <= tolerance).all()):
                     return None
         self.policy.report.residual, self.policy.report.refined = relative, 0
@@ -204,12 +204,7 @@ class DiagonalKKT(SchurKKT):
         """u = W(v − Aᵀw), and by how much A u = r fails (b,)."""
         # In the memory that is there: what is this large is mapped anew at each call.
         u = torch.sub(v, jacobian.transpose().matmul(w), out=room).mul_(inverse)
-        return u, _largest(r - jacobian.matmul(u))
-
-
-def _largest(rows: Tensor) -> Tensor:
-    """Largest entry of each row."""
-    return torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1)
+        return u, largest_entry(r - jacobian.matmul(u))
 
 
 def inverse_of(hessian: Operator) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from declarative.kkt.lu import lu_factor
 from declarative.transforms import alive, at_outer_levels, is_differentiated
+from declarative.typing import SampleMask
 
 
 class SingularPolicy(Protocol):
@@ -92,9 +93,16 @@ def _solve_checked(policy: SingularPolicy, matrix: Tensor, factor: Tensor, pivot
     return solution
 
 
-def largest_entry(columns: Tensor) -> Tensor:
-    """Largest entry of each sample."""
-    return torch.linalg.vector_norm(columns, ord=torch.inf, dim=(-2, -1))
+def largest_entry(values: Tensor) -> Tensor:
+    """(b, …) -> (b,): the largest entry of each sample."""
+    return torch.linalg.vector_norm(values, ord=torch.inf, dim=tuple(range(1, values.ndim)))
+
+
+def definite_factor(matrix: Tensor) -> tuple[Tensor, SampleMask]:
+    """The Cholesky factors of (b, n, n), and (b,) whether there is one: a pivot that is the rounding of its entry of the diagonal is no pivot."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
+    return factor, (info == 0) & pivots.all(-1)
 
 
 class _SymmetricSolve(torch.autograd.Function):

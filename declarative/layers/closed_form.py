@@ -55,6 +55,11 @@ class ClosedFormLayer(NaturalLayer):
     _answer: Callable[..., Answer] = _missing_formula
     """The formula, of the tensors. Raises for numbers that state no problem."""
 
+    def _check_finite(self, *tensors: Tensor) -> None:
+        """Raise unless these, the first of the arguments, have finite entries only."""
+        for name, tensor in zip(self.arguments, tensors, strict=False):
+            reject(type(self).__name__, ~torch.isfinite(tensor.unsqueeze(-1)).flatten(1).all(1), f"{name} must be finite, but has NaN or inf")
+
     def _value(self, call: Call) -> Tensor:
         return call.shaped(self._by_formula(call).y) if self._plain else super()._value(call)
 

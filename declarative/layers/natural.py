@@ -51,6 +51,14 @@ def as_number(value: Any, like: Tensor) -> Any:
     return torch.full((), value, dtype=torch.float32 if like.dtype in HALF else like.dtype, device=like.device)
 
 
+def matrix(owner: str, name: str, value: Any, rows: str, columns: str) -> Tensor:
+    """The argument, a matrix (…, rows, columns) for each sample; square where both have one name."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or (rows == columns and value.shape[-2] != value.shape[-1]):
+        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{owner}: {name} must be a tensor (…, {rows}, {columns}), got {came}")
+    return value
+
+
 def read(owner: str, named: dict[str, tuple[Any, int]]) -> tuple[Lead, list[Tensor]]:
     """Check kinds, dtypes and devices, broadcast leading dimensions.
 

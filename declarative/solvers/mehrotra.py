@@ -20,6 +20,7 @@ from torch import Tensor
 
 from declarative.engines.quadratic import Quadratic
 from declarative.kkt.null_space import row_space
+from declarative.kkt.symmetric import definite_factor
 from declarative.solvers.optimality import resolution
 from declarative.typing import SampleMask
 
@@ -54,7 +55,7 @@ class Program:
     def is_definite(self) -> SampleMask:
         """Whether the objective is strictly convex on null(A_h)."""
         basis, scale = self.rows[:, : self.rank].mT, self.diagonal.amax(1, keepdim=True)
-        return _factorised(torch.baddbmm(self.hessian, scale * basis, basis.mT) if self.rank else self.hessian)[1]
+        return definite_factor(torch.baddbmm(self.hessian, scale * basis, basis.mT) if self.rank else self.hessian)[1]
 
     def select(self, index: Tensor) -> Program:
         """These samples."""
@@ -121,7 +122,7 @@ class Walk:
             weights = torch.cat([sigma.expand(-1, at.rank, 1), weights], 1)
         torch.mul(at.rows, weights, out=self._scaled)
         matrix = torch.baddbmm(at.hessian, self._scaled.mT, at.rows, out=self._matrix)
-        self._factor, sound = _factorised(matrix)
+        self._factor, sound = definite_factor(matrix)
         return sound
 
     def direction(self, complementarity: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -155,14 +156,6 @@ class Walk:
         length = (_to_boundary(ratio) * (1 - remaining.clamp(eps**0.5, 0.005)).unsqueeze(1)).clamp_max_(1.0)
         self.active = ratio[:, 0] < ratio[:, 1]
         self.z, self.pair = torch.addcmul(self.z, length[:, 0], dz), torch.addcmul(self.pair, length, change)
-
-
-def _factorised(matrix: Tensor) -> tuple[Tensor, SampleMask]:
-    """The Cholesky factor, and whether there is one."""
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    # A pivot that is the rounding of its entry of the diagonal is no pivot.
-    pivots = factor.diagonal(dim1=1, dim2=2).square() / matrix.diagonal(dim1=1, dim2=2)
-    return factor, (info == 0) & (pivots.amin(1) > 0.1 * torch.finfo(matrix.dtype).eps)
 
 
 def _to_boundary(ratio: Tensor) -> Tensor:

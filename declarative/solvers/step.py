@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from declarative.kkt.null_space import row_space
+from declarative.kkt.symmetric import definite_factor
 from declarative.solvers.step_rule import StepOperator, convexified
 from declarative.transforms import is_recorded
 from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Values, Variables
@@ -41,11 +42,9 @@ class ReducedModel:
             half = torch.baddbmm(hessian, torch.bmm(hessian, self._basis), self._basis.mT, alpha=-1)
             rows = torch.bmm(self._basis.mT, half) - scale[:, None, None] * self._basis.mT
             reduced = torch.baddbmm(half, self._basis, rows, alpha=-1)  # symmetric to rounding; what follows reads one triangle
-        self._factor, info = torch.linalg.cholesky_ex(reduced)
-        # A pivot that is the rounding of its entry of the diagonal is no pivot.
-        pivots = self._factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(hessian.dtype).eps * reduced.diagonal(dim1=-2, dim2=-1)
-        self.convex: SampleMask = (info == 0) & pivots.all(-1)
+        self.convex: SampleMask
         """(b,) where the model was convex as it stood."""
+        self._factor, self.convex = definite_factor(reduced)
         self.downhill: Variables | None = None
         """Unit vectors in null(A) of most negative curvature; zero where there is none. None: nowhere."""
         if not bool(self.convex.all()):

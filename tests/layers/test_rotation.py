@@ -154,7 +154,7 @@ def test_natural_shapes_and_precisions():
 BAD = [
     (lambda: Rotation()(normal(2, 3)), r"M must be a tensor \(…, d, d\), got \(2, 3\)"),
     (lambda: Rotation()(normal(2, 3, 3) / 0), r"M must be finite.*2 of 2 samples"),
-    (lambda: PointRotation()(normal(3), normal(3)), r"source must be points \(…, N, d\), got \(3,\)"),
+    (lambda: PointRotation()(normal(3), normal(3)), r"source must be a tensor \(…, N, d\), got \(3,\)"),
     (lambda: PointRotation()(normal(4, 3), normal(5, 3)), r"target must have instances \(4, 3\), as source \(4, 3\) has, got shape \(5, 3\)"),
     (lambda: PointRotation()(normal(4, 3), normal(4, 3), normal(3)), r"weights must have instances \(4,\)"),
     (lambda: PointRotation()(normal(4, 3), normal(4, 3), torch.zeros(4, dtype=F64)), "weights must be 0 or more, and not zero throughout"),

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from declarative.differentiation.base import Differentiation
 from declarative.layers.arguments import positive_int
-from declarative.layers.closed_form import Answer, ClosedFormLayer, reject
+from declarative.layers.closed_form import Answer, ClosedFormLayer
 from declarative.layers.formula import Formula, solved
-from declarative.layers.natural import read
+from declarative.layers.natural import matrix, read
 from declarative.layers.natural_layer import Call
 
 
@@ -54,8 +54,7 @@ class Eigenvector(ClosedFormLayer):
     def _read(self, inputs: tuple[Any, ...]) -> Call:
         (X,) = inputs
         owner = type(self).__name__
-        if not isinstance(X, Tensor) or X.ndim < 2 or X.shape[-1] != X.shape[-2]:
-            raise ValueError(f"{owner}: X must be a tensor (…, n, n), got {tuple(X.shape) if isinstance(X, Tensor) else type(X).__name__}")
+        X = matrix(owner, "X", X, "n", "n")
         if self.k > X.shape[-1]:
             raise ValueError(f"{owner}: k must be between 1 and n = {X.shape[-1]}, got {self.k}")
         lead, tensors = read(owner, {"X": (X, 2)})
@@ -77,7 +76,7 @@ class Eigenvector(ClosedFormLayer):
         return 0.5 * (y.square().sum(1) - 1).unsqueeze(1)
 
     def _answer(self, X: Tensor) -> Answer:
-        reject(type(self).__name__, ~torch.isfinite(X).flatten(1).all(1), "X must be finite, but has NaN or inf")
+        self._check_finite(X)
         n = X.shape[1]
         at = self._position(n)
         y, eigenvalue, gap = solved(_Pair(at), X)

@@ -12,7 +12,7 @@ from declarative.errors import IrregularPointError, name_samples
 from declarative.layers.closed_form import Answer, ClosedFormLayer, reject
 from declarative.layers.judged import numbers, physical
 from declarative.layers.linear_algebra.gram import GramOperator, stacked
-from declarative.layers.natural import as_number, read
+from declarative.layers.natural import as_number, matrix, read
 from declarative.layers.natural_layer import Call
 from declarative.layers.rank import deficient
 from declarative.structure.base import invert
@@ -57,9 +57,7 @@ class LeastSquares(ClosedFormLayer):
 
     def _read(self, inputs: tuple[Any, ...]) -> Call:
         owner, (A, b, weights, ridge) = type(self).__name__, inputs
-        if not isinstance(A, Tensor) or A.ndim < 2:
-            raise ValueError(f"{owner}: A must be a tensor (…, m, n), got {tuple(A.shape) if isinstance(A, Tensor) else type(A).__name__}")
-        m, n = A.shape[-2:]
+        m, n = matrix(owner, "A", A, "m", "n").shape[-2:]
         named: dict[str, tuple[Any, int]] = {"A": (A, 2), "b": (b, 2 if self.columns else 1)}
         named["weights"] = (A.new_ones(m) if weights is None else weights, 1)
         penalty = as_number(self.ridge if ridge is None else ridge, A)
@@ -82,8 +80,7 @@ class LeastSquares(ClosedFormLayer):
 
     def _answer(self, A: Tensor, b: Tensor, weights: Tensor, ridge: Tensor) -> Answer:
         owner = type(self).__name__
-        for name, tensor in zip(self.arguments, (A, b, weights, ridge), strict=True):
-            reject(owner, ~torch.isfinite(tensor).flatten(1).all(1), f"{name} must be finite, but has NaN or inf")
+        self._check_finite(A, b, weights, ridge)
         reject(owner, (weights < 0).any(1), "weights must be 0 or more")
         reject(owner, (ridge < 0).any(1), "ridge must be 0 or more; learn its logarithm if it may not stay so")
         b = b if self.columns else b.unsqueeze(2)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from declarative.differentiation.base import Differentiation
-from declarative.layers.natural import read
+from declarative.layers.natural import matrix, read
 from declarative.layers.natural_layer import Call, NaturalLayer
 from declarative.solvers.base import Solver
 
@@ -49,14 +49,12 @@ class QuadraticProgram(NaturalLayer):
 
     def _read(self, inputs: tuple[Any, ...]) -> Call:
         owner, (Q, c, A, b, G, d) = type(self).__name__, inputs
-        if not isinstance(Q, Tensor) or Q.ndim < 2 or Q.shape[-1] != Q.shape[-2]:
-            raise ValueError(f"{owner}: Q must be a tensor (…, n, n), got {tuple(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__}")
-        n = Q.shape[-1]
+        n = matrix(owner, "Q", Q, "n", "n").shape[-1]
         named: dict[str, tuple[Any, int]] = {"Q": (Q, 2), "c": (c, 1)}
-        for (first, matrix), (second, side) in ((("A", A), ("b", b)), (("G", G), ("d", d))):
-            if (matrix is None) != (side is None):
-                raise TypeError(f"{owner}: {first} and {second} belong together; got {second if matrix is None else first} alone")
-            named[first] = (Q.new_zeros(0, n) if matrix is None else matrix, 2)
+        for (first, rows), (second, side) in ((("A", A), ("b", b)), (("G", G), ("d", d))):
+            if (rows is None) != (side is None):
+                raise TypeError(f"{owner}: {first} and {second} belong together; got {second if rows is None else first} alone")
+            named[first] = (Q.new_zeros(0, n) if rows is None else rows, 2)
             named[second] = (Q.new_zeros(0) if side is None else side, 1)
         lead, tensors = read(owner, named)
         sizes = {"c": (n,), "A": (tensors[3].shape[1], n), "b": tensors[2].shape[1:2], "G": (tensors[5].shape[1], n), "d": tensors[4].shape[1:2]}

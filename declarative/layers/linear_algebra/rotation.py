@@ -12,7 +12,7 @@ from torch import Tensor
 from declarative.differentiation.base import Differentiation
 from declarative.layers.closed_form import Answer, ClosedFormLayer, reject
 from declarative.layers.formula import Formula, solved
-from declarative.layers.natural import read
+from declarative.layers.natural import matrix, read
 from declarative.layers.natural_layer import Call
 from declarative.structure.base import Operator, invert
 
@@ -52,8 +52,8 @@ class Rotation(ClosedFormLayer):
     def _read(self, inputs: tuple[Any, ...]) -> Call:
         (M,) = inputs
         owner = type(self).__name__
-        if not isinstance(M, Tensor) or M.ndim < 2 or M.shape[-1] != M.shape[-2] or not M.shape[-1]:
-            raise ValueError(f"{owner}: M must be a tensor (…, d, d), got {tuple(M.shape) if isinstance(M, Tensor) else type(M).__name__}")
+        if not matrix(owner, "M", M, "d", "d").shape[-1]:
+            raise ValueError(f"{owner}: M must have d = 1 or more, got shape {tuple(M.shape)}")
         lead, tensors = read(owner, {"M": (M, 2)})
         return Call(lead, (tensors[0].expand(lead.batch, -1, -1),))
 
@@ -71,8 +71,7 @@ class Rotation(ClosedFormLayer):
         return M, torch.eye(M.shape[1], dtype=M.dtype, device=M.device).unsqueeze(0)
 
     def _answer(self, *tensors: Tensor) -> Answer:
-        for name, tensor in zip(self.arguments, tensors, strict=True):
-            reject(type(self).__name__, ~torch.isfinite(tensor).flatten(1).all(1), f"{name} must be finite, but has NaN or inf")
+        self._check_finite(*tensors)
         M, gram = self._products(*tensors)
         R, gap = solved(_Nearest(), M)
         # Stationarity: R S − M + R (N + Nᵀ) = 0, with the multipliers in the upper triangle N.
@@ -116,8 +115,7 @@ class PointRotation(Rotation):
 
     def _read(self, inputs: tuple[Any, ...]) -> Call:
         owner, (source, target, weights) = type(self).__name__, inputs
-        if not isinstance(source, Tensor) or source.ndim < 2:
-            raise ValueError(f"{owner}: source must be points (…, N, d), got {tuple(source.shape) if isinstance(source, Tensor) else type(source).__name__}")
+        source = matrix(owner, "source", source, "N", "d")
         named = {"source": (source, 2), "target": (target, 2), "weights": (source.new_ones(source.shape[-2]) if weights is None else weights, 1)}
         lead, tensors = read(owner, named)
         count, d = source.shape[-2:]

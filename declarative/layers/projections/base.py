@@ -52,10 +52,6 @@ class ProjectionLayer(ClosedFormLayer):
     def _check_sizes(self, tensors: tuple[Tensor, ...]) -> None:
         """Raise unless the instances' shapes fit together."""
 
-    def _check_finite(self, *tensors: Tensor) -> None:
-        for name, tensor in zip(self.arguments, tensors, strict=False):
-            reject(type(self).__name__, ~torch.isfinite(tensor.unsqueeze(-1)).flatten(1).all(1), f"{name} must be finite, but has NaN or inf")
-
     def extra_repr(self) -> str:
         """For `print`."""
         own = [f"{name}={_shown(getattr(self, name))}" for name in self.arguments[1:] if getattr(self, name, None) is not None]
