@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from declarative import DeclarativeNode
 from problems.base import Inputs, Problem, cast, normal
@@ -30,7 +30,8 @@ class LogisticRegression(DeclarativeNode):
 
     def objective(self, t: Tensor, A: Tensor, y: Tensor) -> Tensor:
         score = A @ y
-        return (softplus(score) - t * score).sum() + 0.5 * self.log_penalty.exp() * y.square().sum()
+        # torch's softplus(z) − z is 0 from z = 20 on: a kink, at which Newton's method may have to end where the ridge is weak.
+        return -(t * logsigmoid(score) + (1 - t) * logsigmoid(-score)).sum() + 0.5 * self.log_penalty.exp() * y.square().sum()
 
     def initial_guess(self, t: Tensor, A: Tensor) -> Tensor:  # noqa: ARG002
         return A.new_zeros(A.shape[0], A.shape[2])
