@@ -57,9 +57,10 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
     stationarity, _ = optimality.residuals(equality, inequality)
     slack, push = optimality.relative_slack(scales), optimality.relative_push(scales, inequality)
     amounts = optimality.relative_values(scales)
-    hessian = linearise(optimality.problem, optimality.y, equality, torch.where(active, inequality, 0.0)).hessian()
+    multipliers = equality, torch.where(active, inequality, 0.0)
+    hessian = linearise(optimality.problem, optimality.y, *multipliers).hessian()
     sizes = scales.y.amax(1)
-    turns = _turns(optimality, sizes)
+    turns, bends = _changes(optimality, hessian, multipliers, sizes)
     defined = torch.isfinite(optimality.y).all(1) & torch.isfinite(optimality.at.objective)
     results = []
     for i in range(optimality.y.shape[0]):
@@ -74,6 +75,7 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
             scales.gradient[i].amax(),
             sizes[i],
             turns[i],
+            bends[i],
             tolerances,
             bool(defined[i]),
         )
@@ -100,13 +102,15 @@ def assess(optimality: Optimality, equality: Tensor, inequality: Tensor, toleran
     return results
 
 
-def _turns(optimality: Optimality, size: Tensor) -> Tensor:
-    """(b, k): how far each constraint's gradient turns when y moves by its own size, from a thousandth of that move."""
+def _changes(optimality: Optimality, hessian: Tensor, multipliers: tuple[Tensor, Tensor], size: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, k) and (b,): how far each constraint's gradient turns, and H changes, when y moves by its own size, from a thousandth of that move."""
     signs = torch.ones_like(optimality.y)
     signs[:, 1::2] = -1
-    moved = linearise(optimality.problem, optimality.y + 1e-3 * size.unsqueeze(1) * signs).jacobian()
-    turns = 1e3 * torch.linalg.vector_norm(moved - optimality.jacobian, dim=2)
-    return torch.where(torch.isfinite(turns), turns, 0.0)  # the move may leave the domain
+    moved = linearise(optimality.problem, optimality.y + 1e-3 * size.unsqueeze(1) * signs, *multipliers)
+    turns = 1e3 * torch.linalg.vector_norm(moved.jacobian() - optimality.jacobian, dim=2)
+    bends = 1e3 * torch.linalg.vector_norm(moved.hessian() - hessian, ord=torch.inf, dim=(1, 2)) if hessian.shape[1] else torch.zeros_like(size)
+    turns, bends = (torch.where(torch.isfinite(change), change, 0.0) for change in (turns, bends))  # the move may leave the domain
+    return turns, bends
 
 
 class _Sample:
@@ -122,11 +126,12 @@ class _Sample:
         scale_gradient: Tensor,
         scale_y: Tensor,
         turns: Tensor,
+        bend: Tensor,
         tolerances: Tolerances,
         defined: bool,
     ) -> None:
         self.hessian, self.gradient, self.p = 0.5 * (hessian + hessian.mT), gradient, p
-        self.scale_gradient, self.scale_y, self.tolerances = scale_gradient, scale_y, tolerances
+        self.scale_gradient, self.scale_y, self.bend, self.tolerances = scale_gradient, scale_y, bend, tolerances
         self.finite = defined and bool(torch.isfinite(hessian).all() and torch.isfinite(jacobian).all() and torch.isfinite(values).all())
         every = torch.ones(p, dtype=torch.bool, device=jacobian.device)
         self.weak = weakly.nonzero().squeeze(1).tolist()
@@ -229,7 +234,8 @@ class _Sample:
 
     def _faked(self) -> float:
         """The size of curvature that rounding and the accuracy of the point can fake."""
-        scale = max(float(self.hessian.abs().max()) if self.hessian.numel() else 0.0, float(self.scale_gradient / self.scale_y))
+        # Terms of H that cancel, as in a valley that ends, leave no trace in it, but in how it changes.
+        scale = max(float(self.hessian.abs().max()) if self.hessian.numel() else 0.0, float(self.scale_gradient / self.scale_y), float(self.bend))
         return self.tolerances.rank * scale
 
     def _flatness(self) -> Iterator[str]:

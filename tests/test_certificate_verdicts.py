@@ -55,6 +55,8 @@ VERDICTS = {
     "cusp": (half_square(0.0, 0.0), lambda y: [y[0] ** 2], None, (0.0, 0.0), ("the gradient of equality 0 vanishes",), True),
     "weak": (half_square(0.0, 1.0), None, lambda y: [y[1] - 3, y[0]], (0.0, 1.0), ("inequality 1 is weakly active",), True),
     "trough": (lambda y: (y[0] - y[1]) ** 2, None, None, (1.0, 1.0), ("not an isolated minimiser",), True),
+    # Where a valley ends, the terms of its curvature cancel: what rounding leaves is no curvature, of either sign.
+    "fold": (lambda y: 0.25 * (y[0] ** 2 - 1) ** 2 - 2 / 27**0.5 * y[0], None, None, (-(3**-0.5),), ("not an isolated minimiser",), True),
     "saddle": (lambda y: y[0] ** 2 - y[1] ** 2, None, None, (0.0, 0.0), ("a saddle point, not a minimiser",), False),
     "top": (lambda y: -(y @ y), None, None, (0.0, 0.0), ("a maximiser, not a minimiser",), False),
     "top of a circle": (lambda y: y[0], lambda y: [y @ y - 1], None, (1.0, 0.0), ("a maximiser, not a minimiser",), False),

@@ -22,6 +22,7 @@ class Record:
     report: DerivativeReport
     layout: Any = None
     any_failed: bool = False
+    all_failed: bool = False
     workspace: Any = None
     weakly_active: list[int] = field(default_factory=list)
     most_active: int = 0

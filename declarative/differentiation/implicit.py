@@ -38,7 +38,8 @@ class Implicit(Differentiation):
     Args:
         irregular: what to return at samples whose KKT matrix is singular, so that no unique derivative exists: "raise"
             an `IrregularPointError` naming samples and cause, "nan", "zero", or "min_norm" (the pseudo-inverse; right
-            for redundant constraints, where the derivative of y is unique though that of the multipliers is not).
+            for redundant constraints in all inputs that leave them so: the derivative of y is unique though that of the
+            multipliers is not. An input that moves one of two equal constraints alone has a kink there, and gets a mean).
         weakly_active: what to return where a constraint holds with equality but does not push (its multiplier is zero,
             and y has a kink): the one-sided derivative of the side where it is slack, "inactive", or where it holds,
             "active"; or "raise", "nan", "zero". `Solution.weakly_active` reports where this mattered.
@@ -87,6 +88,7 @@ class _Solve(torch.autograd.Function):
         solved = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init), wanted)
         call.record.layout, call.record.linearisation, call.record.workspace = solved.layout, solved.linearisation, solved.workspace
         call.record.any_failed = not bool(torch.isfinite(solved.point.y).all())
+        call.record.all_failed = call.record.any_failed and not bool(torch.isfinite(solved.point.y).all(1).any())
         if solved.point.weakly_active.numel():
             call.record.weakly_active = solved.point.weakly_active.any(1).nonzero().squeeze(1).tolist()
             call.record.most_active = int((solved.point.active | solved.point.weakly_active).sum(1).max())

@@ -189,6 +189,8 @@ class System:
             torch.zeros_like(output) if c is None and output.shape[1] else output if c is None else c
             for c, output in zip(cotangents, (self._y, self._equality, self._inequality), strict=True)
         )
+        if self._call.record.all_failed:
+            return self._undefined_gradients(self._asked(v, joined(v_equality, v_inequality)), wanted)
         if self._problem.node.vjp is not None and cotangents[0] is not None and cotangents[1] is None and cotangents[2] is None and not self._excluded:
             own = [k for k in wanted if k < self._problem.inputs]
             rest = [k for k in wanted if k >= self._problem.inputs]
@@ -197,6 +199,17 @@ class System:
             return [found[k] for k in wanted]
         return self._by_formula(v, v_equality, v_inequality, wanted)
 
+    def _undefined_gradients(self, asked: Tensor, wanted: list[int]) -> list[Tensor]:
+        """Where every sample has failed: NaN for what is asked of one, zero otherwise. There is no point at which to evaluate anything."""
+        mark = torch.where(asked, torch.nan, 0.0).to(self._y.dtype)
+        tensors, dims = self._problem.tensors, self._problem.in_dims
+        return [torch.zeros_like(tensors[k]) + (mark.reshape(-1, *[1] * (tensors[k].ndim - 1)) if dims[k] == 0 else mark.sum()) for k in wanted]
+
+    @staticmethod
+    def _asked(side_y: Tensor, side_rows: Tensor) -> Tensor:
+        """(b,) whether a cotangent is other than zero."""
+        return (torch.cat([side_y, side_rows], 1) != 0).any(1)
+
     def _by_formula(self, v: Tensor, v_equality: Tensor, v_inequality: Tensor, wanted: list[int]) -> list[Tensor]:
         identity = self._problem.node.mixed_structure
         if identity is not None:
@@ -204,7 +217,7 @@ class System:
         through = wanted if identity is None else [k for k in wanted if k != identity.input]
         at = self._linearisation_kept(through) or linearise(self._problem, self._y, self._equality, self._inequality, through)
         side_rows = joined(v_equality, v_inequality)
-        u, w = self._solve(at, v, side_rows, lambda: (torch.cat([v, side_rows], 1) != 0).any(1))
+        u, w = self._solve(at, v, side_rows, lambda: self._asked(v, side_rows))
         gradients = dict(zip(through, at.input_gradients(u, w, through), strict=True)) if through else {}
         if identity is not None and identity.input in wanted:
             gradients[identity.input] = mixed_identity(self._problem, identity, u)
@@ -215,6 +228,9 @@ class System:
         p = self._equality.shape[1]
         if self._problem.batch == 0 or not tangents:
             return torch.zeros_like(self._y), torch.zeros_like(self._equality), torch.zeros_like(self._inequality)
+        if self._call.record.all_failed:
+            mark = torch.where(self._moving(tangents), torch.nan, 0.0).to(self._y.dtype).unsqueeze(1)
+            return torch.zeros_like(self._y) + mark, torch.zeros_like(self._equality) + mark, torch.zeros_like(self._inequality) + mark
         at = linearise(self._problem, self._y, self._equality, self._inequality, list(tangents))
         side_y, side_rows = at.push_forward(tangents)
         dy, rows = self._solve(at, -side_y, -side_rows, lambda: self._moving(tangents))

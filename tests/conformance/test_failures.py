@@ -46,6 +46,22 @@ def test_nan_leaves_its_neighbours_alone(name):
 
 
 @every_problem
+def test_a_batch_of_failed_samples(name):
+    """Nothing is asked of them: what they share gets zero. Something is asked of one: its gradient, and that of what is shared, is NaN."""
+    ill = with_policy(case(name, batch=2), "nan")
+    for sample in range(2):
+        ill = spoilt(ill, sample)
+    assert bool(flat(ill.node.solution(*ill.inputs, in_dims=ill.in_dims).y).isnan().all())
+    first = torch.tensor([[1.0], [0.0]])
+    unasked, asked = (gradients(lambda *leaves, v=v: (v * flat(ill.y(*leaves))).sum(), ill.leaves) for v in (0 * first, first))
+    for nothing, something, dim in zip(unasked, asked, ill.leaf_dims, strict=True):
+        assert torch.equal(nothing, torch.zeros_like(nothing))
+        assert bool((something[0] if dim == 0 else something).isnan().all())
+        if dim == 0:
+            assert torch.equal(something[1], torch.zeros_like(something[1]))
+
+
+@every_problem
 def test_nan_leaves_forward_mode_alone(name):
     healthy = with_policy(case(name, batch=4), "nan")
     ill = spoilt(healthy)
