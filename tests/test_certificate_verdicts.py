@@ -55,8 +55,6 @@ VERDICTS = {
     "cusp": (half_square(0.0, 0.0), lambda y: [y[0] ** 2], None, (0.0, 0.0), ("the gradient of equality 0 vanishes",), True),
     "weak": (half_square(0.0, 1.0), None, lambda y: [y[1] - 3, y[0]], (0.0, 1.0), ("inequality 1 is weakly active",), True),
     "trough": (lambda y: (y[0] - y[1]) ** 2, None, None, (1.0, 1.0), ("not an isolated minimiser",), True),
-    # Where a valley ends, the terms of its curvature cancel: what rounding leaves is no curvature, of either sign.
-    "fold": (lambda y: 0.25 * (y[0] ** 2 - 1) ** 2 - 2 / 27**0.5 * y[0], None, None, (-(3**-0.5),), ("not an isolated minimiser",), True),
     "saddle": (lambda y: y[0] ** 2 - y[1] ** 2, None, None, (0.0, 0.0), ("a saddle point, not a minimiser",), False),
     "top": (lambda y: -(y @ y), None, None, (0.0, 0.0), ("a maximiser, not a minimiser",), False),
     "top of a circle": (lambda y: y[0], lambda y: [y @ y - 1], None, (1.0, 0.0), ("a maximiser, not a minimiser",), False),
@@ -91,6 +89,13 @@ def test_verdicts_in_any_units(name, exponents):
         close(getattr(scaled, number), getattr(plain, number), 1e-7, equal_nan=True)
     if np.isfinite(float(plain.second_order_margin)) and not equalities and not inequalities:
         close(scaled.second_order_margin, factor * plain.second_order_margin, 1e-12 * factor)
+
+
+def test_where_a_valley_ends():
+    """The terms of its curvature cancel: what rounding leaves, −1e−16, is no curvature, of either sign."""
+    c = at(node_of(lambda y: 0.25 * (y[0] ** 2 - 1) ** 2 - 2 / 27**0.5 * y[0]), -(3**-0.5))
+    assert float(c.second_order_margin) < 0
+    assert c.causes == (("not an isolated minimiser: no curvature along some feasible direction",),)
 
 
 def test_a_constraint_that_is_slack_cannot_push():
