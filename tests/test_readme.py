@@ -29,5 +29,13 @@ def test_code_runs(capsys):
 
 def test_named_files_exist():
     root = Path(__file__).parent.parent
-    for name in re.findall(r"`([A-Za-z_/]+(?:\.md|/))`", README):
+    linked = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(linked) > 10
+    for name in (*re.findall(r"`([A-Za-z_/]+(?:\.md|/))`", README), *linked):
         assert (root / name).exists(), name
+
+
+def test_every_tutorial_is_linked():
+    root = Path(__file__).parent.parent
+    for notebook in (root / "tutorials").glob("*.ipynb"):
+        assert f"(tutorials/{notebook.name})" in README, notebook.name
