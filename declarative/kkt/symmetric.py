@@ -98,10 +98,14 @@ def largest_entry(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values, ord=torch.inf, dim=tuple(range(1, values.ndim)))
 
 
-def definite_factor(matrix: Tensor) -> tuple[Tensor, SampleMask]:
-    """The Cholesky factors of (b, n, n), and (b,) whether there is one: a pivot that is the rounding of its entry of the diagonal is no pivot."""
+def definite_factor(matrix: Tensor, rounding: float = 0.1) -> tuple[Tensor, SampleMask]:
+    """The Cholesky factors of (b, n, n), and (b,) whether there is one: a pivot that is the rounding of its entry of the diagonal is no pivot.
+
+    Args:
+        rounding: of the entries, in units of roundoff; more where they are results of sums that cancel.
+    """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square() > 0.1 * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square() > rounding * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
     return factor, (info == 0) & pivots.all(-1)
 
 

@@ -44,7 +44,8 @@ class ReducedModel:
             reduced = torch.baddbmm(half, self._basis, rows, alpha=-1)  # symmetric to rounding; what follows reads one triangle
         self.convex: SampleMask
         """(b,) where the model was convex as it stood."""
-        self._factor, self.convex = definite_factor(reduced)
+        # Where H vanishes on null(A), the products with P leave several roundoffs of σ there.
+        self._factor, self.convex = definite_factor(reduced, 10.0) if self._constrained else definite_factor(reduced)
         self.downhill: Variables | None = None
         """Unit vectors in null(A) of most negative curvature; zero where there is none. None: nowhere."""
         if not bool(self.convex.all()):

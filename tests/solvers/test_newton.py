@@ -148,3 +148,24 @@ def test_warm_start_from_y_alone_recovers_the_multipliers():
     close(alone.inequality_multipliers, cold.inequality_multipliers, 1e-9)
     far = node.solution(c, init=Solution(cold.y.detach() + 5, cold.equality_multipliers, cold.inequality_multipliers))
     assert int(far.iterations.max()) <= 2 * int(cold.iterations.max())
+
+
+class Lowest(DeclarativeNode):
+    """cᵀy on a circle: H of the objective is zero, and that of the Lagrangian too, as long as ν is."""
+
+    def objective(self, c, start, y):
+        return c @ y
+
+    def equality_constraints(self, c, start, y):
+        return torch.stack([y @ y - 1, y[1]])
+
+    def initial_guess(self, c, start):
+        return start
+
+
+def test_no_curvature_but_that_of_a_constraint():
+    """From every start: rounding where H vanishes on null(A) is not taken for curvature."""
+    c = torch.tensor([1.0, 0.0, 0.1], dtype=F64)
+    start = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    y = Lowest(solver=Newton())(c, start, in_dims=(None, 0))
+    close(y, (-c / c.norm()).expand(100, 3), 1e-8)
