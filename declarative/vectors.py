@@ -1,4 +1,4 @@
-"""Three things that are done to batches of vectors everywhere."""
+"""What is done to batches of vectors and matrices everywhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def joined(first: Tensor, second: Tensor) -> Tensor:
     if not first.shape[1]:
         return second
     return torch.cat([first, second], 1) if second.shape[1] else first
+
+
+def rank_tolerance(size: int, dtype: torch.dtype) -> float:
+    """What a singular value may be, relative to the largest, and still be rounding: errors of the entries of a (size, size) matrix do not add up,
+    so that their norm is about √size of them.
+    """
+    return 10 * max(size, 1) ** 0.5 * torch.finfo(dtype).eps
 
 
 def golden_turns(like: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from declarative import Implicit, IrregularPointError, SolverError, SolverWarning, Status, certify, verify
+from declarative import DeclarativeNode, Implicit, IrregularPointError, SolverError, SolverWarning, Status, certify, verify
+from declarative.layers import SimplexProjection
 from declarative.solvers import UserSolve
 from problems.irregular import irregular_catalogue
 
@@ -229,3 +230,28 @@ def test_the_backward_residual_is_measured():
 def test_options_that_do_not_exist_are_refused(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         Implicit(**option)
+
+
+class SharesWithBounds(DeclarativeNode):
+    """The simplex, solved by its formula: one equation over all entries, and nearly as many bounds that hold."""
+
+    def objective(self, x, y):
+        return 0.5 * (y - x).square().sum()
+
+    def equality_constraints(self, x, y):
+        return y.sum() - 1
+
+    def inequality_constraints(self, x, y):
+        return -y
+
+    def solve(self, x):
+        return SimplexProjection()(x)
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+def test_many_bounds_in_float32(n):
+    """K has a condition number of a few thousand, which float32 can take: it is not called singular, and the derivative is that of the formula."""
+    x, v = torch.randn(2, 2, n, generator=torch.Generator().manual_seed(0))
+    x = x.requires_grad_()
+    (found,), (expected,) = (torch.autograd.grad(node(x), x, v) for node in (SharesWithBounds(), SimplexProjection()))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

@@ -17,6 +17,7 @@ from declarative.kkt.symmetric import symmetric_solve
 from declarative.solution import DerivativeReport
 from declarative.transforms import is_wrapped
 from declarative.typing import Hessians, Jacobians, Rows, Variables
+from declarative.vectors import rank_tolerance
 
 # From so many constraints on, inactive rows are left out rather than masked.
 _MANY_ROWS = 12
@@ -95,7 +96,7 @@ class IrregularPolicy:
         row_norms = torch.linalg.vector_norm(matrix[:, m:, :m], dim=-1) * y_scale.unsqueeze(-1)
         scale = torch.cat([y_scale.unsqueeze(-1).expand(-1, m), torch.where(row_norms > 0, 1 / row_norms, 1.0)], -1)
         values, vectors = torch.linalg.eigh(matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2))
-        cutoff = 10 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps * values.abs().amax(-1, keepdim=True)
+        cutoff = rank_tolerance(matrix.shape[-1], matrix.dtype) * values.abs().amax(-1, keepdim=True)
         inverse = torch.where(values.abs() > cutoff, 1 / values, 0.0)
         side = scale.unsqueeze(-1) * rhs
         return scale.unsqueeze(-1) * (vectors @ (inverse.unsqueeze(-1) * (vectors.transpose(-1, -2) @ side)))
@@ -112,7 +113,7 @@ def diagnose(matrix: Tensor, size: int) -> str:
     rank = 0
     if rows.numel():
         rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        rank = int(torch.linalg.matrix_rank(rows, rtol=10 * max(rows.shape) * torch.finfo(rows.dtype).eps))
+        rank = int(torch.linalg.matrix_rank(rows, rtol=rank_tolerance(max(rows.shape), rows.dtype)))
     if rank < rows.shape[0]:
         return f"active constraints are redundant (their Jacobian has rank {rank}, not {rows.shape[0]})"
     return "the minimiser is not isolated (the Hessian of the Lagrangian is singular on the null space of the constraints)"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from declarative.typing import Jacobians
+from declarative.vectors import rank_tolerance
 
 
 def row_space(jacobian: Jacobians) -> tuple[Tensor, Tensor]:
@@ -13,7 +14,7 @@ def row_space(jacobian: Jacobians) -> tuple[Tensor, Tensor]:
     finite = torch.isfinite(jacobian).flatten(1).all(1)
     safe = torch.where(finite[:, None, None], jacobian, 0.0)
     left, values, right = torch.linalg.svd(safe, full_matrices=False)
-    cutoff = 10 * max(jacobian.shape[1:]) * torch.finfo(jacobian.dtype).eps * values.amax(-1, keepdim=True)
+    cutoff = rank_tolerance(max(jacobian.shape[1:]), jacobian.dtype) * values.amax(-1, keepdim=True)
     kept = values > cutoff
     inverse = torch.where(kept, 1 / values, 0.0)
     basis = right.mT * kept.unsqueeze(-2)

@@ -14,6 +14,7 @@ from torch import Tensor
 from declarative.kkt.lu import lu_factor
 from declarative.transforms import alive, at_outer_levels, is_differentiated
 from declarative.typing import SampleMask
+from declarative.vectors import rank_tolerance
 
 
 class SingularPolicy(Protocol):
@@ -41,16 +42,18 @@ def is_singular(matrix: Tensor) -> Tensor:
     """(s, n, n) -> (s,) bool: singular to working precision after symmetric equilibration."""
     balanced = equilibrate(matrix)[0]
     magnitudes = torch.linalg.eigvalsh(balanced).abs()
-    n = matrix.shape[-1]
-    return magnitudes.amin(-1) <= 10 * n * torch.finfo(matrix.dtype).eps * magnitudes.amax(-1)
+    return magnitudes.amin(-1) <= rank_tolerance(matrix.shape[-1], matrix.dtype) * magnitudes.amax(-1)
 
 
 def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """D K D with rows of largest entry near 1 (Ruiz, 2001), and the diagonal of D (s, n)."""
+    """D K D with rows of length near 1 (Ruiz, 2001), and the diagonal of D (s, n).
+
+    By length and not by the largest entry: a sum over many entries would count for more than a bound on one of them.
+    """
     scale = matrix.new_ones(matrix.shape[:-1])
     for _ in range(4):
-        largest = (matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2)).abs().amax(-1)
-        scale = scale * torch.where(largest > 0, largest, torch.ones_like(largest)).rsqrt()
+        length = torch.linalg.vector_norm(matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), dim=-1)
+        scale = scale * torch.where(length > 0, length, torch.ones_like(length)).rsqrt()
     return matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), scale
 
 
