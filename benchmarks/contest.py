@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.report import Point, Row, Target
@@ -28,6 +29,16 @@ def gradient_error(exact: Tensor | Sequence[Tensor]) -> Judge:
         return max(difference(r.detach()[: len(e)].to(e), e) for r, e in zip(results, references, strict=True))
 
     return judge
+
+
+def backward_of(layer: Callable[..., Tensor], x: Tensor, v: Tensor, *rest: Tensor) -> Prepare:
+    """The backward pass alone: v pulled back to x through layer(x, *rest)."""
+
+    def prepared() -> Callable[[], Tensor]:
+        y = layer(x, *rest)
+        return lambda: torch.autograd.grad(y, x, v)[0]
+
+    return prepared
 
 
 def contest(

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.bare import pooling_backward
-from benchmarks.contest import contest, figure_row, gradient_error
+from benchmarks.contest import backward_of, contest, figure_row, gradient_error
 from benchmarks.exact import COUNT
 from benchmarks.peers.lbfgs_pooling import lbfgs_pooling
 from benchmarks.report import FLOOR, Point, Row, Target
-from benchmarks.timing import FULL, QUICK, Effort
+from benchmarks.timing import FULL, QUICK, Effort, Prepare
 from declarative import DeclarativeNode, Direct, Implicit
 from declarative.layers import Huber, Penalty, PseudoHuber, Quadratic, RobustPooling, TruncatedQuadratic, Welsch
 
@@ -85,13 +85,8 @@ def lbfgs_rows(name: str, shape: tuple[int, int, int], dtype: torch.dtype, effor
     )  # fmt: skip
     v = x.new_ones(shape[:2])
 
-    def backward(pool: Callable[[Tensor], Tensor]) -> Callable[[], Callable[[], Tensor]]:
-        def prepared() -> Callable[[], Tensor]:
-            moving = x.clone().requires_grad_()
-            u = pool(moving)
-            return lambda: torch.autograd.grad(u, moving, v)[0]
-
-        return prepared
+    def backward(pool: Callable[[Tensor], Tensor]) -> Prepare:
+        return backward_of(pool, x.clone().requires_grad_(), v)
 
     judge = gradient_error(_exact_gradient(x, layer, v))
     yield contest(
@@ -139,14 +134,7 @@ def dense_rows(name: str, shape: tuple[int, int, int], effort: Effort) -> Iterat
     plain.found = layer(x).detach()
     v = machine.here(torch.randn(shape[:2], generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
-    def backward(node: DeclarativeNode) -> Callable[[], Callable[[], Tensor]]:
-        def prepared() -> Callable[[], Tensor]:
-            u = node(x)
-            return lambda: torch.autograd.grad(u, x, v)[0]
-
-        return prepared
-
-    ours, dense = backward(layer), backward(plain)
+    ours, dense = backward_of(layer, x, v), backward_of(plain, x, v)
     target = Target(ratio=DENSE_RATIO, error=DENSE_LIMIT)
     what = f"backward, {name}, {shape[0]} x {shape[1]} x {shape[2]}, float64, by structure"
     # The dense path is the reference: its error is none by definition.

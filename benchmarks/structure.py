@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.bare import diagonal_backward
-from benchmarks.contest import alone, contest, figure_row, gradient_error
+from benchmarks.contest import alone, backward_of, contest, figure_row, gradient_error
 from benchmarks.exact import COUNT, solve_refined
 from benchmarks.peers import loop
 from benchmarks.peers.transport import transport_backward
@@ -65,19 +64,11 @@ def _random(*shape: int) -> Tensor:
     return machine.here(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
 
 
-def _backward(node: DeclarativeNode, x: Tensor, v: Tensor, *rest: Tensor) -> Callable[[], Callable[[], Tensor]]:
-    def prepared() -> Callable[[], Tensor]:
-        y = node(x, *rest)
-        return lambda: torch.autograd.grad(y, x, v)[0]
-
-    return prepared
-
-
 def diagonal_rows(m: int, batch: int, ratio: float | None, effort: Effort) -> Iterator[Row]:
     """One product against m."""
     x = _random(batch, m).requires_grad_()
     v, node = torch.ones_like(x), TaggedSeparable()
-    tagged, dense = _backward(node, x, v), _backward(Separable(differentiation=Implicit(linear_solver=Direct())), x, v)
+    tagged, dense = backward_of(node, x, v), backward_of(Separable(differentiation=Implicit(linear_solver=Direct())), x, v)
     what = f"backward, separable, m={m}, b={batch}, Diagonal()"
     exact = x.detach()[:COUNT].square().add(1).rsqrt()
     judged = {"judge": gradient_error(exact), "errors": "gradient"}
@@ -95,7 +86,7 @@ def memory_row(m: int) -> Row:
 
     def peak(size: int) -> float:
         x = _random(1, size).requires_grad_()
-        return peak_bytes(_backward(TaggedSeparable(), x, torch.ones_like(x))())
+        return peak_bytes(backward_of(TaggedSeparable(), x, torch.ones_like(x))())
 
     small, large = peak(m), peak(4 * m)
     return figure_row(SUITE, f"growth of the peak memory, Diagonal(), from m={m} to m={4 * m}", "x", large / small, target=Target(ours=4.2))
@@ -123,8 +114,8 @@ def transport_rows(n: int, batch: int, quick: bool) -> Iterator[Row]:
     """Tags against the dense path and against a backward pass written by hand."""
     M, r = _random(batch, n, n).abs().requires_grad_(), machine.here(torch.full((batch, n), 1 / n, dtype=torch.float64))
     node, v = Sinkhorn(), _random(batch, n, n)
-    tagged = _backward(node, M, v, r, r)
-    dense = _backward(UndeclaredSinkhorn(differentiation=Implicit(linear_solver=Direct())), M, v, r, r)
+    tagged = backward_of(node, M, v, r, r)
+    dense = backward_of(UndeclaredSinkhorn(differentiation=Implicit(linear_solver=Direct())), M, v, r, r)
     what = f"backward, entropic transport {n} x {n}, b={batch}, tags"
     P = node(M, r, r).detach()
     exact = gradient(polished(P, Problem(M.detach(), r, r, GAMMA)), v, GAMMA)
@@ -164,7 +155,7 @@ def automatic_rows(m: int, condition: float, batch: int, quick: bool) -> Iterato
     v = _random(batch, m)
     x = torch.zeros_like(v, requires_grad=True)
     node = machine.model(Coupled(m, condition))
-    ours, dense = _backward(node, x, v), _backward(machine.model(Coupled(m, condition, Implicit(linear_solver=Direct()))), x, v)
+    ours, dense = backward_of(node, x, v), backward_of(machine.model(Coupled(m, condition, Implicit(linear_solver=Direct()))), x, v)
     effort = QUICK if quick else SLOW
     what = f"backward, nothing declared, m={m}, b={batch}, condition {condition:g}"
     benign = condition < 100
@@ -190,7 +181,7 @@ def chain_rows(sizes: tuple[int, ...], quick: bool) -> Iterator[Row]:
     for m in sizes:
         x = (2 * _random(1, m)).requires_grad_()
         point = Point("Backward pass of a chain, Banded(1)", "m", m)
-        row = alone(SUITE, f"backward, chain, Banded(1), m={m}", _backward(Chain(), x, torch.ones_like(x)), QUICK if quick else SLOW, point=point)
+        row = alone(SUITE, f"backward, chain, Banded(1), m={m}", backward_of(Chain(), x, torch.ones_like(x)), QUICK if quick else SLOW, point=point)
         times.append(row.ours / m)
         yield row
     what = f"growth of the time per number from m={sizes[0]} to m={sizes[-1]}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.bare import diagonal_with_sum
-from benchmarks.contest import alone, contest, difference, figure_row, gradient_error
+from benchmarks.contest import alone, backward_of, contest, difference, figure_row, gradient_error
 from benchmarks.peers import entmax, jaxopt
 from benchmarks.peers.lml import lml
 from benchmarks.report import FLOOR, Point, Row, Target
@@ -115,14 +115,7 @@ def dense_rows(layer: type[EntropicTopK | EuclideanTopK], shape: tuple[int, int]
     plain = Plain(ours)
     plain.found = ours(x).detach()
 
-    def backward(node: nn.Module) -> Callable[[], Callable[[], Tensor]]:
-        def prepared() -> Callable[[], Tensor]:
-            u = node(x)
-            return lambda: torch.autograd.grad(u, x, v)[0]
-
-        return prepared
-
-    mine, dense = backward(ours), backward(plain)
+    mine, dense = backward_of(ours, x, v), backward_of(plain, x, v)
     exact = gradient_error(dense()())
     what = f"backward, {layer.__name__}({k}), {shape[0]} x {shape[1]}, float64, by structure"
     yield contest(SUITE, what, mine, "dense", dense, effort, Target(ratio=DENSE_RATIO, error=DENSE_LIMIT), judge=exact, errors="gradient")

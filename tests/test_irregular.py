@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from declarative import DeclarativeNode, Implicit, IrregularPointError, SolverError, SolverWarning, Status, certify, verify
+from declarative import Implicit, IrregularPointError, SolverError, SolverWarning, Status, certify, verify
 from declarative.layers import SimplexProjection
 from declarative.solvers import UserSolve
 from problems.irregular import irregular_catalogue
+from problems.simplex import SimplexProjection as StatedSimplex
 
 GALLERY = irregular_catalogue()
 POLICIES = ("raise", "nan", "zero", "min_norm")
@@ -232,17 +233,8 @@ def test_options_that_do_not_exist_are_refused(option):
         Implicit(**option)
 
 
-class SharesWithBounds(DeclarativeNode):
-    """The simplex, solved by its formula: one equation over all entries, and nearly as many bounds that hold."""
-
-    def objective(self, x, y):
-        return 0.5 * (y - x).square().sum()
-
-    def equality_constraints(self, x, y):
-        return y.sum() - 1
-
-    def inequality_constraints(self, x, y):
-        return -y
+class SharesWithBounds(StatedSimplex):
+    """Solved by its formula: one equation over all entries, and nearly as many bounds that hold."""
 
     def solve(self, x):
         return SimplexProjection()(x)

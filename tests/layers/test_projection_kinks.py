@@ -21,17 +21,9 @@ from problems import linear_projections, norm_projections
 from problems.ball import BallProjection
 from problems.simplex import SimplexProjection as StatedSimplex
 from problems.sphere import SphereProjection
+from tests.layers.projections import F64, NORMS, normal
 
-F64 = torch.float64
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
-BALLS = (L1BallProjection, L2BallProjection, LInfBallProjection)
-SPHERES = (L1SphereProjection, L2SphereProjection, LInfSphereProjection)
-SIZED = (SimplexProjection, *BALLS, *SPHERES)
-NORMS = {L1BallProjection: 1, L2BallProjection: 2, LInfBallProjection: torch.inf, L1SphereProjection: 1, L2SphereProjection: 2, LInfSphereProjection: torch.inf}
-
-
-def normal(*shape, seed=0, dtype=F64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 @pytest.mark.parametrize("choice", ["inactive", "active", "nan", "zero"])

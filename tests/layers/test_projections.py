@@ -24,13 +24,9 @@ from declarative.layers import (
 )
 from declarative.projections import Ball, Box, Simplex
 from problems import catalogue
+from tests.layers.projections import BALLS, F64, NORMS, SIZED, SPHERES, normal
 
-F64 = torch.float64
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
-BALLS = (L1BallProjection, L2BallProjection, LInfBallProjection)
-SPHERES = (L1SphereProjection, L2SphereProjection, LInfSphereProjection)
-SIZED = (SimplexProjection, *BALLS, *SPHERES)
-NORMS = {L1BallProjection: 1, L2BallProjection: 2, LInfBallProjection: torch.inf, L1SphereProjection: 1, L2SphereProjection: 2, LInfSphereProjection: torch.inf}
 # layer -> the worked problem with the same inputs
 STATED = {
     L1BallProjection: "l1_ball",
@@ -43,10 +39,6 @@ STATED = {
 }
 sized = pytest.mark.parametrize("kind", SIZED)
 stated = pytest.mark.parametrize("kind", STATED)
-
-
-def normal(*shape, seed=0, dtype=F64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 def instances(kind, batch=4, seed=0):
