@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
+from benchmarks.bare import diagonal_backward
 from benchmarks.contest import alone, backward_of, contest, figure_row, gradient_error
 from benchmarks.exact import COUNT, solve_refined
 from benchmarks.peers import loop
