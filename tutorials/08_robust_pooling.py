@@ -385,6 +385,9 @@ figure.tight_layout()
 # *What it also shows.* The mean of normalised features costs one line and is far ahead of the plain mean. Bounding the features bounds what
 # an outlier can do. Try that first. And the robust poolings take a few times as long, for every forward pass is a small optimisation.
 #
+# *What to be careful with.* Steps, rates and $\alpha$ were chosen with these test digits in sight, for all rows alike. Read the order and the gaps, not
+# the last digit.
+#
 # **If outliers are there in training**, the network can learn by itself to map them to where they do no harm. Trained with 30 % outliers:
 
 # %%

@@ -427,7 +427,8 @@ figure.tight_layout()
 # compares two solutions in each step; with a good strength it comes near, and the strength has to be found first. The soft code looks good
 # as long as it may stay soft. Ask for hard samples, and it loses: the decoder has learned to read the fractions.
 #
-# The order is the same for all seeds where the spans above do not meet. `python -m benchmarks.learning` compares more estimators.
+# The order is the same for all seeds where the spans above do not meet. Each estimator has the better of two learning rates, judged by these test images.
+# `python -m benchmarks.learning` compares more estimators.
 #
 # *A warning.* The gradient of `standardise` is divided by $\|P(x + \text{noise})\|$, that of a relaxation fades far from the boundary. Strong noise makes
 # both small, and a divergence with a large weight may then win: all logits become equal and the code says nothing. With a weight of 3 and
