@@ -123,6 +123,10 @@ class Checks:
         y = self._flat(variables)
         return list(torch.autograd.grad(y, variables, v, create_graph=create_graph, allow_unused=True, materialize_grads=True))
 
+    def _least(self, v: Tensor) -> float:
+        """A size of gradients, for this cotangent, below which differences count as those of zeros: rounding of numbers of order one is then allowed."""
+        return 64 * self.exact * float(v.abs().max())
+
     def dense(self) -> list[Row]:
         solution = self._solve(self.leaves)
         v = self._cotangent()
@@ -132,8 +136,7 @@ class Checks:
         moved = [_batch_first(g, self.dims[i], self.single) if i < len(self.inputs) else g for i, g in enumerate(mine)]
         names = {name: position for position, names in enumerate(self.problem.lifted, len(self.inputs)) for name in names}
         positions = [*range(len(self.inputs)), *(names[name] for name in self.parameters)]
-        floor = 1e-6 * float(v.abs().max())
-        error = max((relative_error(a.double(), reference[k], floor) for a, k in zip(moved, positions, strict=True)), default=0.0)
+        error = max((relative_error(a.double(), reference[k], self._least(v)) for a, k in zip(moved, positions, strict=True)), default=0.0)
         return [Row("vjp = dense formula", error, self.exact, "K, B, C formed by torch.func on one instance at a time")]
 
     def finite_differences(self) -> list[Row]:
@@ -154,11 +157,12 @@ class Checks:
         gradient = self._vjp(self.leaves, v * kept.unsqueeze(1))[k]
         one_sided = int(((sides != 0) & ~lost).sum())
         notes = [f"one-sided at {one_sided} kinks"] * (one_sided > 0) + [f"{int(lost.sum())} samples at kinks left out"] * bool(lost.any())
-        return self._row(float((difference * kept).sum()), float((uncertainty * kept).sum()), gradient, direction, "; ".join(notes))
+        return self._row(float((difference * kept).sum()), float((uncertainty * kept).sum()), gradient, direction, "; ".join(notes), self._least(v))
 
-    def _row(self, difference: float, uncertainty: float, gradient: Tensor, direction: Direction, note: str) -> Row:
+    def _row(self, difference: float, uncertainty: float, gradient: Tensor, direction: Direction, note: str, least: float = 0.0) -> Row:
         product = float((gradient.double() * direction.vector).sum())
-        scale = float(torch.linalg.vector_norm(gradient.double()) * torch.linalg.vector_norm(direction.vector)) + abs(difference) + 1e3 * uncertainty + 1e-30
+        size = float((torch.linalg.vector_norm(gradient.double()) + least) * torch.linalg.vector_norm(direction.vector))
+        scale = size + abs(difference) + 1e3 * uncertainty + 1e-30
         return Row("", abs(product - difference) / scale, self.allowed + uncertainty / scale, note)
 
     def _worst(self, name: str, compare: Callable[[], Row]) -> Row:
@@ -188,7 +192,8 @@ class Checks:
         dy = torch.where(v == 0, 0.0, dy)  # samples that are left out may have NaN
         forward = float((v.double() * dy.double()).sum())
         backward = sum(float((g.double() * t.double()).sum()) for g, t in zip(gradients, tangents, strict=True))
-        scale = float(torch.linalg.vector_norm(v.double()) * torch.linalg.vector_norm(dy.double())) + 1e-30
+        moved = max(float(torch.linalg.vector_norm(t.double())) for t in tangents)
+        scale = float(torch.linalg.vector_norm(v.double()) * torch.linalg.vector_norm(dy.double())) + self._least(v) * moved + 1e-30
         return [Row("jvp = vjp", abs(forward - backward) / scale, self.exact)]
 
     def second_order(self) -> list[Row]:
@@ -231,7 +236,7 @@ class Checks:
             own = alone._vjp(alone.leaves, v[i : i + 1])
             for k, dim in enumerate(self.dims):
                 if dim is not None:
-                    worst = max(worst, relative_error(own[k], gradients[k].select(dim, i), 1e-6 * float(v.abs().max())))
+                    worst = max(worst, relative_error(own[k], gradients[k].select(dim, i), self._least(v)))
         return [Row("batch = its samples one by one", worst, self.exact)]
 
     def side_effects(self) -> list[Row]:

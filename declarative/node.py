@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from declarative.solvers.forward import Forward
 from declarative.solvers.interior_point import InteriorPoint
 from declarative.solvers.newton import Newton
 from declarative.solvers.user import UserSolve
+from declarative.statement import argument_names, check_returns
 from declarative.structure.base import Operator
 from declarative.structure.constraints import Constant, ScaledIdentityInput, Sparse
 from declarative.structure.tags import Tag
@@ -73,6 +73,10 @@ class DeclarativeNode(nn.Module):
         if not isinstance(polish, int) or polish < 0:
             raise ValueError(f"polish must be a number of steps, 0 or more, got {polish!r}")
         self.solver, self.differentiation, self.polish = solver, differentiation or Implicit(), polish
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_returns(cls)
 
     # The statement: one instance. Typed as attributes, as torch.nn.Module.forward is, so that a node may name its inputs as it
     # likes without a type checker calling the override incompatible.
@@ -205,16 +209,6 @@ def choose_solver(node: DeclarativeNode, problem: Problem) -> Solver:
     return InteriorPoint() if problem.with_layout(layout).evaluate(y)[2].shape[1] else Newton()
 
 
-def input_names(node: DeclarativeNode) -> list[str] | None:
-    """The names of the inputs, as the node gives them or in `objective`'s signature; None where that takes *args."""
-    if node.input_names is not None:
-        return list(node.input_names)
-    parameters = list(inspect.signature(node.objective).parameters.values())
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return None
-    return [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty][:-1]
-
-
 def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> tuple[Problem, bool, torch.dtype | None]:
     """Check the inputs and bring the batch dimension to the front.
 
@@ -223,9 +217,10 @@ def prepare(node: DeclarativeNode, inputs: tuple[Any, ...], in_dims: InDims) -> 
         in float32.
     """
     name = type(node).__name__
-    expected = input_names(node)
+    expected = argument_names(node.objective) if node.input_names is None else list(node.input_names)
     if expected is not None and len(inputs) != len(expected):
-        raise TypeError(f"{name} takes {len(expected)} input{'s' if len(expected) != 1 else ''} ({', '.join(expected)}), got {len(inputs)}")
+        last = "" if node.input_names else "; the last argument of objective is the decision variable"
+        raise TypeError(f"{name} takes {len(expected)} input{'s' if len(expected) != 1 else ''} ({', '.join(expected)}), got {len(inputs)}{last}")
     if not inputs:
         raise TypeError(f"{name} needs at least one input")
     labels = [f"{name}: input {i} ({label})" if label else f"{name}: input {i}" for i, label in enumerate(expected or [""] * len(inputs))]

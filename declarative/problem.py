@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from declarative.batching import batched
 from declarative.errors import TRANSFORMED, CapturedTensorError, lost_gradient
+from declarative.statement import hint
 from declarative.structure.base import Operator
 from declarative.transforms import is_wrapped, transforms_active
 from declarative.typing import EqualityMultipliers, InequalityMultipliers, Output, Values, Variables
@@ -152,7 +153,8 @@ class Problem:
 
     def _check_dtype(self, name: str, value: Tensor, flat: Tensor) -> None:
         if value.dtype != flat.dtype:
-            raise TypeError(f"{self.name}.{name} must keep the dtype of the inputs, {flat.dtype}, got {value.dtype}")
+            comparison = "; return the value that is to be 0, or ≤ 0, and not a comparison" if value.dtype == torch.bool else ""
+            raise TypeError(f"{self.name}.{name} must keep the dtype of the inputs, {flat.dtype}, got {value.dtype}{comparison}")
 
     def evaluate(self, y: Variables, tensors: Sequence[Tensor] | None = None) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
         """Values f (b,), h (b, p), g (b, q) of the whole batch at y, by one vmap of the instance."""
@@ -166,6 +168,8 @@ class Problem:
             shapes = ", ".join(str(tuple(t.shape[1:] if d == 0 else t.shape)) for t, d in zip(args[: self.inputs], self.in_dims, strict=False))
             if isinstance(error, CapturedTensorError):
                 raise
+            if (advice := hint(error)) is not None:
+                error.add_note(advice)
             error.add_note(f"while evaluating the statement of {self.name} on one instance: inputs {shapes}, y {self.layout.shapes if self.layout else None}")
             raise
         if self.depth and not transforms_active() and any(is_wrapped(t) for t in (f, h, g)):

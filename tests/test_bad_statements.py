@@ -20,7 +20,7 @@ from tests.broken import X, node_with, returns
         ("objective", lambda x, y: (y - x).float().square().sum(), TypeError, "Broken.objective .*torch.float32"),
         ("objective", lambda x, y: (y > x).sum(), TypeError, "Broken.objective .*torch.int64"),
         ("equality_constraints", lambda x, y: y.float() - 1, TypeError, "Broken.equality_constraints .*torch.float32"),
-        ("inequality_constraints", lambda x, y: y > 1, TypeError, "Broken.inequality_constraints .*torch.bool"),
+        ("inequality_constraints", lambda x, y: y > 1, TypeError, "Broken.inequality_constraints .*torch.bool; .* not a comparison"),
         ("equality_constraints", lambda x, y: 0.0, TypeError, "Broken.equality_constraints must return a tensor .* got float"),
         ("inequality_constraints", lambda x, y: [y], TypeError, "Broken.inequality_constraints must return a tensor .* got list"),
         ("initial_guess", lambda x: x[0], ValueError, r"Broken.initial_guess must return a batch: expected a leading dimension of size 3, .* \(4,\)"),
@@ -55,6 +55,75 @@ def test_missing_methods():
         type("Empty", (DeclarativeNode,), {"initial_guess": returns(lambda x: x)})()(X)
     with pytest.raises(TypeError, match=r"Guessless has no initial_guess: define initial_guess\(self, x\).*or solve"):
         type("Guessless", (DeclarativeNode,), {"objective": returns(lambda x, y: y.sum())})()(X)
+
+
+@pytest.mark.parametrize("name", ["objective", "equality_constraints", "inequality_constraints", "initial_guess", "solve"])
+def test_a_return_is_missing(name):
+    """A method that can only come to its end without a value is refused as the class is made: a constraint would be left out in silence."""
+
+    def forgotten(self, *inputs):
+        inputs[0].sum()
+
+    with pytest.raises(TypeError, match=rf"Forgetful\.{name} returns None, always: is a `return` missing"):
+        type("Forgetful", (DeclarativeNode,), {name: forgotten})
+
+
+def test_none_is_no_constraint():
+    """Where a method says so itself, or is one that is to be written by others."""
+
+    class Sometimes(DeclarativeNode):
+        total = None
+
+        def objective(self, x, y):
+            return 0.5 * (y - x).square().sum()
+
+        def equality_constraints(self, x, y):
+            if self.total is None:
+                return None
+            return y.sum() - self.total
+
+        def solve(self, x):
+            raise NotImplementedError
+
+    class Mine(Sometimes):
+        def solve(self, x):
+            return x if self.total is None else x + (self.total - x.sum(1, keepdim=True)) / x.shape[1]
+
+    node = Mine()
+    assert torch.equal(node(X), X)
+    node.total = 1.0
+    torch.testing.assert_close(node(X).sum(1), torch.ones(3, dtype=X.dtype))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda x, y: (y - x).square().sum() if x.sum() > 0 else (y + x).square().sum(),
+        lambda x, y: (y - x.max().item()).square().sum(),
+        lambda x, y: torch.as_tensor((y - x).detach().numpy()).square().sum(),
+    ],
+    ids=["if", "item", "numpy"],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_statement_that_asks_for_numbers(objective):
+    """torch says what it cannot do; the notes say what to do, and where that was."""
+    with pytest.raises(RuntimeError) as caught:
+        node_with(objective=returns(objective))(X)
+    notes = " ".join(caught.value.__notes__)
+    assert "write torch.where(...) in place of `if`" in notes
+    assert "while evaluating the statement of Broken on one instance: inputs (4,)" in notes
+
+
+def test_the_decision_variable_was_forgotten():
+    class Short(DeclarativeNode):
+        def objective(self, x, w):
+            return (w * x).sum()
+
+        def initial_guess(self, x, w):
+            return x
+
+    with pytest.raises(TypeError, match=r"Short takes 1 input \(x\), got 2; the last argument of objective is the decision variable"):
+        Short()(X, X)
 
 
 def test_a_maximiser_on_a_constraint_is_refused():

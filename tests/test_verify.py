@@ -189,3 +189,35 @@ def test_one_sided_differences(side):
     value, trust = differentiate(function, [x], direction, size, step, torch.tensor([side]))
     close(value, torch.tensor([1.0 + side], dtype=F64), 1e-6)
     assert float(trust) < 1e-3  # the kink counts as noise
+
+
+class Corners(DeclarativeNode):
+    """xᵀy over the simplex: y is a corner, and its derivative zero."""
+
+    def objective(self, x, y):
+        return x @ y
+
+    def equality_constraints(self, x, y):
+        return y.sum() - 1
+
+    def inequality_constraints(self, x, y):
+        return -y
+
+    def initial_guess(self, x):
+        return torch.full_like(x, 1 / x.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_gradients_that_are_zero(dtype):
+    """What rounding leaves of a derivative that is zero is no error, in float32 either."""
+    report = verify(Corners(), torch.tensor([[0.2, 1.0, 2.0], [3.0, -1.0, 1.0]], dtype=dtype))
+    assert report.ok, report
+    nearly = verify(Tilted(), torch.tensor([[5.0, 0.0, 0.0], [0.0, 7.0, 1.0]], dtype=dtype))
+    assert nearly.ok, nearly
+
+
+class Tilted(Corners):
+    """The point of the simplex that is nearest to x."""
+
+    def objective(self, x, y):
+        return 0.5 * (y - x).square().sum()

@@ -323,6 +323,6 @@ print("with in_dims=(0, None) the gradient of the shared input is the sum over t
 # ## To try
 #
 # * Give `NearestShares` a temperature: a parameter that divides $x$. Learn it so that on average three of ten shares are not zero.
-# * No share shall be above 0.4: add a constraint. (`inequality_constraints` may return a tuple, or use `torch.cat`.) Draw the picture of section 1 again.
+# * No share shall be above 0.4: add a constraint (`torch.cat` puts both kinds into one tensor). Draw the picture of section 1 again.
 # * Replace the squared error in `Unmix` by $\sum_i \sqrt{1 + r_i^2/s^2}$ and spoil a few bands of each measurement. What do the shares say?
 # * Take the penalty in section 4 away, or make it a hundred times as strong. What happens to the spectra, and why?
