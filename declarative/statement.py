@@ -26,25 +26,29 @@ def argument_names(objective: Callable[..., Any]) -> list[str] | None:
 
 
 def check_returns(node: type) -> None:
-    """Refuse a method that has come to its end without a value: constraints would be left out in silence."""
+    """Refuse a method that computes something and has no value: constraints would be left out in silence."""
     for name in _RETURNING:
         method = node.__dict__.get(name)
-        if isinstance(method, FunctionType) and _returns_nothing(method):
-            raise TypeError(f"{node.__name__}.{name} returns None, always: is a `return` missing? Leave the method out where there is nothing to state")
+        if isinstance(method, FunctionType) and _forgets_to_return(method):
+            raise TypeError(f"{node.__name__}.{name} computes something and always returns None: is a `return` missing?")
 
 
-def _returns_nothing(function: FunctionType) -> bool:
-    """Whether it has an end, and every way to it gives None. (A method that only raises has none; a generator's is another.)"""
+def _forgets_to_return(function: FunctionType) -> bool:
+    """Whether it does something, has an end, and every way there gives None. A bare `return None` says that there is nothing; a method that
+    only raises has no end.
+    """
     if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE):
         return False
-    instructions = [i for i in dis.get_instructions(function) if i.opname not in ("NOP", "CACHE")]
+    instructions = [i for i in dis.get_instructions(function) if i.opname not in ("NOP", "CACHE", "RESUME")]
     ends = [k for k, i in enumerate(instructions) if i.opname in ("RETURN_VALUE", "RETURN_CONST")]
 
     def nothing(k: int) -> bool:
+        if instructions[k].opname == "RETURN_VALUE" and instructions[k].is_jump_target:
+            return False  # one end for several values
         loaded = instructions[k] if instructions[k].opname == "RETURN_CONST" else instructions[k - 1]
         return loaded.opname in ("RETURN_CONST", "LOAD_CONST") and loaded.argval is None
 
-    return bool(ends) and all(nothing(k) for k in ends)
+    return len(instructions) > 2 and bool(ends) and all(nothing(k) for k in ends)
 
 
 def hint(error: Exception) -> str | None:

@@ -59,12 +59,12 @@ def test_missing_methods():
 
 @pytest.mark.parametrize("name", ["objective", "equality_constraints", "inequality_constraints", "initial_guess", "solve"])
 def test_a_return_is_missing(name):
-    """A method that can only come to its end without a value is refused as the class is made: a constraint would be left out in silence."""
+    """A method that computes something and gives nothing is refused as the class is made: a constraint would be left out in silence."""
 
     def forgotten(self, *inputs):
         inputs[0].sum()
 
-    with pytest.raises(TypeError, match=rf"Forgetful\.{name} returns None, always: is a `return` missing"):
+    with pytest.raises(TypeError, match=rf"Forgetful\.{name} computes something and always returns None: is a `return` missing"):
         type("Forgetful", (DeclarativeNode,), {name: forgotten})
 
 
@@ -82,10 +82,16 @@ def test_none_is_no_constraint():
                 return None
             return y.sum() - self.total
 
+        def inequality_constraints(self, x, y):
+            return -y if self.total is not None else None
+
         def solve(self, x):
             raise NotImplementedError
 
     class Mine(Sometimes):
+        def inequality_constraints(self, x, y):
+            return None
+
         def solve(self, x):
             return x if self.total is None else x + (self.total - x.sum(1, keepdim=True)) / x.shape[1]
 

@@ -54,7 +54,7 @@ class Newton(IterativeSolver):
             raise ValueError(f"{problem.name} has inequality constraints, which Newton() does not handle; use InteriorPoint() or leave solver=None")
         zero = y.new_zeros(problem.batch)
         state = {"y": y, "equality": init[1] if init else torch.zeros_like(equality), "inequality": inequality, "penalty": zero, "residual": zero}
-        return state | {"radius": 1 + y.abs().amax(1), "first": objective, "drop": zero}
+        return state | {"radius": 1 + y.abs().amax(1), "first": objective, "drop": zero, "size": zero + torch.inf}
 
     def step(self, problem: Problem, state: State, iteration: int) -> tuple[State, Counts, SampleMask]:
         y, eps = state["y"], torch.finfo(state["y"].dtype).eps
@@ -97,13 +97,17 @@ class Newton(IterativeSolver):
         def correction(candidate: Tensor) -> Tensor:
             return model.solve(torch.zeros_like(step), -problem.evaluate(candidate)[1])[0]
 
+        small = size <= eps**0.4 * scale
+        # What the step gains is below the rounding of the merit, which may be larger than it looks where terms of f cancel. As long as steps become
+        # shorter, they are Newton's last ones.
+        blind = small & (slope.abs() <= noise) & (size <= 0.5 * state["size"])
         search = LineSearch(y, step, slope, merit, noise)
-        length, candidate = search.run(merit_at, correction if h.shape[1] else None, close)
+        length, candidate = search.run(merit_at, correction if h.shape[1] else None, close | blind)
         # Where the model is not convex, it may reach as far as it has shown to hold.
         radius = torch.where(length < 1, (2 * length).clamp(0.1, 1.0), 2.0) * state["radius"]
         # No step length improves the merit: the noise floor (if the step is small at all), or no progress.
         stalled = finite & (length == 0)
-        over = close | (stalled & (size <= eps**0.4 * scale))
+        over = close | (stalled & small)
         unbounded = finite & runs_off(state, f, y, step)
         status, done = decide(
             (~finite, Status.NON_FINITE),
@@ -112,5 +116,5 @@ class Newton(IterativeSolver):
             (stalled, Status.NOT_STATIONARY),
         )
         equality = state["equality"] + torch.where((finite & (length > 0)).unsqueeze(1), length.unsqueeze(1) * change, 0.0)
-        new = {"y": candidate, "equality": equality, "penalty": penalty, "residual": relative, "radius": radius}
+        new = {"y": candidate, "equality": equality, "penalty": penalty, "residual": relative, "radius": radius, "size": size}
         return {**state, **new}, status, done

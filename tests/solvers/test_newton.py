@@ -5,6 +5,7 @@ import torch
 
 from declarative import DeclarativeNode, Solution, SolverError, Status, certify
 from declarative.solvers import InteriorPoint, Newton
+from problems import catalogue
 from tests.conformance.cases import close, weights
 from tests.solvers.statements import F64, Rosenbrock
 
@@ -169,3 +170,14 @@ def test_no_curvature_but_that_of_a_constraint():
     start = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     y = Lowest(solver=Newton())(c, start, in_dims=(None, 0))
     close(y, (-c / c.norm()).expand(100, 3), 1e-8)
+
+
+def test_a_merit_whose_terms_cancel():
+    """Logarithms of both signs: f is small and its rounding is not, so that it cannot judge the last steps. They are taken all the same."""
+    problem = catalogue()["analytic_centre"]
+    inputs = problem.sample(150, torch.Generator().manual_seed(105), F64)
+    node = problem.node()
+    node.solver = Newton()
+    s = node.solution(*inputs, in_dims=problem.in_dims)
+    assert int(s.iterations.max()) <= 12  # two of them took all 100
+    assert float(s.stationarity.max()) < 1e-12
