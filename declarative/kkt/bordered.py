@@ -66,7 +66,7 @@ class IrregularPolicy:
         if self.damping:
             undamped = residual + self._shift(matrix).unsqueeze(-1) * solution
             relative = undamped.abs().amax((-2, -1)) / (matrix @ solution + residual).abs().amax((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
-        self.report.residual, self.report.refined = relative, refined
+        self.report.note(relative, refined, "dense factorisation")
 
     def resolve(self, matrix: Tensor, rhs: Tensor, samples: Tensor) -> Tensor:
         """Apply the choice to the singular samples."""

@@ -27,6 +27,7 @@ from declarative.vectors import golden_turns
 
 # Numbers in the dense matrices that a fallback may form (2 GiB in float64).
 _LARGEST_DENSE = 2**28
+BY_STRUCTURE = "factorisation by structure"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class SchurKKT(Operator):
         # One look at the numbers, where all is well: on a GPU each look waits for the device.
         if not bool((factor.sound & (relative <= eps**0.75)).all()):
             solution, relative, refined = self._improved(factor, columns, solution, residual, scale)
-        self.policy.report.residual, self.policy.report.refined = relative, refined
+        self.policy.report.note(relative, refined, BY_STRUCTURE)
         return solution
 
     def _improved(self, factor: _SchurFactor, columns: Tensor, solution: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -196,7 +197,7 @@ class DiagonalKKT(SchurKKT):
                 relative = left / largest_entry(jacobian.magnitudes().matmul(u.abs()) + r.abs()).clamp_min(tiny)
                 if not bool((relative <= tolerance).all()):
                     return None
-        self.policy.report.residual, self.policy.report.refined = relative, 0
+        self.policy.report.note(relative, 0, BY_STRUCTURE)
         return u, w.squeeze(-1)
 
     @staticmethod

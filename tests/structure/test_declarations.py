@@ -574,3 +574,24 @@ def test_policies_where_a_declared_hessian_is_singular(choice, expected):
     assert torch.equal(gradient[1, :1].isnan(), torch.tensor([choice == "nan"]))
     if choice != "nan":
         close(gradient[1, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("tag", "method"), [(None, "dense factorisation"), (Diagonal(), "factorisation by structure")])
+def test_the_report_says_how_the_system_was_solved(tag, method):
+    class Shares(DeclarativeNode):
+        hessian_structure = tag
+
+        def objective(self, x, y):
+            return (y - x).square().sum()
+
+        def equality_constraints(self, x, y):
+            return y.sum() - 1
+
+        def initial_guess(self, x):
+            return x
+
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    s = Shares().solution(x)
+    assert s.report.method == ""
+    s.y.square().sum().backward()
+    assert s.report.method == method
