@@ -33,8 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
         digits = load(torch.Generator().manual_seed(options.seed), source=options.images, count=options.count)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    console, began = Console(), time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # batches this small gain little from a second thread, and lose much by it on a busy machine
+    try:
+        return _run(options, digits)
+    finally:
+        torch.set_num_threads(threads)
 
+
+def _run(options: argparse.Namespace, digits: Digits) -> int:
+    console, began = Console(), time.perf_counter()
     models = {pooling: train(pooling, digits, 2 if options.quick else 60, options.seed) for pooling in POOLINGS}
     accuracies = {pooling: [accuracy(model, digits, share, options.seed) for share in SHARES] for pooling, model in models.items()}
     console.print(_table(accuracies))
