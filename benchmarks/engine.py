@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.bare import dense_backward
-from benchmarks.contest import Judge, alone, contest, gradient_error
+from benchmarks.contest import Judge, alone, backward_of, contest, gradient_error
 from benchmarks.exact import gradient
 from benchmarks.peers import jaxopt, loop, optimistix, torchopt
 from benchmarks.report import FLOOR, Point, Row, Target
@@ -83,8 +83,7 @@ class Case:
 
     def ours(self) -> Callable[[], Tensor]:
         """The backward call, after a forward pass."""
-        y = self.node(self.solved.x)
-        return lambda: torch.autograd.grad(y, self.solved.x, self.v)[0]
+        return backward_of(self.node, self.solved.x, self.v)()
 
     def by_loop(self, form_blocks: bool) -> Prepare:
         """The ancestor's, or the better one that forms H and A only."""

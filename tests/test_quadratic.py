@@ -11,6 +11,7 @@ from declarative.engines.quadratic import Quadratic, is_quadratic
 from declarative.node import prepare
 from declarative.problem import Layout, Problem
 from declarative.solvers import InteriorPoint
+from declarative.vectors import times
 from tests.conformance.cases import close, weights
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
@@ -59,9 +60,11 @@ def test_objectives(name):
         problem, at = linearised(node_of(objective, inequality_constraints=lambda x, y: W @ y - 1)(), y)
         assert is_quadratic(at) == (name in QUADRATIC)
         if name in QUADRATIC:
-            known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
+            known = Quadratic(y, at.gradient, at.constraints, at.hessian(), at.jacobian())
             elsewhere = torch.as_tensor(weights((3, 4), 5))
-            for mine, theirs in zip(known.evaluate(elsewhere, 0), problem.evaluate(elsewhere), strict=True):
+            step = elsewhere - y
+            f, rows = at.objective + ((known.slope + 0.5 * times(known.hessian, step)) * step).sum(1), known.constraints + times(known.jacobian, step)
+            for mine, theirs in zip((f, rows[:, :0], rows), problem.evaluate(elsewhere), strict=True):
                 close(mine, theirs, 1e-12)
             with torch.no_grad():
                 there = linearise(problem, elsewhere)

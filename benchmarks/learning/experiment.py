@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from demo.images import load_images
 
 TRAINING_DIGITS = 1347
 
@@ -72,8 +73,8 @@ def measured(name: str, experiment: Experiment, seeds: int, quick: bool) -> Iter
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """scikit-learn's: (images (n, 64) in [0, 1], labels (n,)) for training and for testing."""
-    images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
-    images = images.float() / 16
+    images, labels = load_images("digits")
+    images = images.flatten(1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, test = order[:TRAINING_DIGITS], order[TRAINING_DIGITS:]
     return (images[train], labels[train]), (images[test], labels[test])

@@ -87,8 +87,9 @@ class _Solve(torch.autograd.Function):
         wanted = [k for k, t in enumerate(values) if t.requires_grad]
         solved = call.solve(call.problem.with_tensors([t.detach() for t in values]), tuple(t.detach() for t in init), wanted)
         call.record.layout, call.record.linearisation, call.record.workspace = solved.layout, solved.linearisation, solved.workspace
-        call.record.any_failed = not bool(torch.isfinite(solved.point.y).all())
-        call.record.all_failed = call.record.any_failed and not bool(torch.isfinite(solved.point.y).all(1).any())
+        finite = torch.isfinite(solved.point.y).all(1)
+        call.record.any_failed = not bool(finite.all())
+        call.record.all_failed = call.record.any_failed and not bool(finite.any())
         if solved.point.weakly_active.numel():
             call.record.weakly_active = solved.point.weakly_active.any(1).nonzero().squeeze(1).tolist()
             call.record.most_active = int((solved.point.active | solved.point.weakly_active).sum(1).max())

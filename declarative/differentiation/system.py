@@ -201,9 +201,13 @@ class System:
 
     def _undefined_gradients(self, asked: Tensor, wanted: list[int]) -> list[Tensor]:
         """Where every sample has failed: NaN for what is asked of one, zero otherwise. There is no point at which to evaluate anything."""
-        mark = torch.where(asked, torch.nan, 0.0).to(self._y.dtype)
+        mark = self._mark(asked)
         tensors, dims = self._problem.tensors, self._problem.in_dims
         return [torch.zeros_like(tensors[k]) + (mark.reshape(-1, *[1] * (tensors[k].ndim - 1)) if dims[k] == 0 else mark.sum()) for k in wanted]
+
+    def _mark(self, asked: Tensor) -> Tensor:
+        """(b,) NaN where something is asked of a sample, zero elsewhere."""
+        return torch.where(asked, torch.nan, 0.0).to(self._y.dtype)
 
     @staticmethod
     def _asked(side_y: Tensor, side_rows: Tensor) -> Tensor:
@@ -229,8 +233,9 @@ class System:
         if self._problem.batch == 0 or not tangents:
             return torch.zeros_like(self._y), torch.zeros_like(self._equality), torch.zeros_like(self._inequality)
         if self._call.record.all_failed:
-            mark = torch.where(self._moving(tangents), torch.nan, 0.0).to(self._y.dtype).unsqueeze(1)
-            return torch.zeros_like(self._y) + mark, torch.zeros_like(self._equality) + mark, torch.zeros_like(self._inequality) + mark
+            mark = self._mark(self._moving(tangents)).unsqueeze(1)
+            dy, d_equality, d_inequality = (torch.zeros_like(output) + mark for output in (self._y, self._equality, self._inequality))
+            return dy, d_equality, d_inequality
         at = linearise(self._problem, self._y, self._equality, self._inequality, list(tangents))
         side_y, side_rows = at.push_forward(tangents)
         dy, rows = self._solve(at, -side_y, -side_rows, lambda: self._moving(tangents))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from declarative.engines.autodiff import GraphLinearisation
 from declarative.engines.base import Linearisation
-from declarative.typing import EqualityMultipliers, Hessians, InequalityMultipliers, Jacobians, Rows, SampleMask, Values, Variables
+from declarative.typing import Hessians, Jacobians, Rows, SampleMask, Variables
 from declarative.vectors import golden_turns, times
 
 
@@ -47,21 +47,13 @@ def _leads_to(root: Any, leaf: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """f and a around y₀: f = f₀ + ∇f₀ᵀd + ½ dᵀHd, a = a₀ + A d, d = y − y₀. Tensors (b, …)."""
+    """f and a around y₀: f = f(y₀) + ∇f₀ᵀd + ½ dᵀHd, a = a₀ + A d, d = y − y₀. Tensors (b, …)."""
 
     origin: Variables
-    objective: Values
     slope: Variables
     constraints: Rows
     hessian: Hessians
     jacobian: Jacobians
-
-    def evaluate(self, y: Variables, p: int) -> tuple[Values, EqualityMultipliers, InequalityMultipliers]:
-        """f, h, g at y."""
-        step = y - self.origin
-        value = self.objective + ((self.slope + 0.5 * times(self.hessian, step)) * step).sum(1)
-        rows = self.constraints + times(self.jacobian, step)
-        return value, rows[:, :p], rows[:, p:]
 
     def agrees(self, at: Linearisation, y: Variables) -> SampleMask:
         """(b,) whether the statement, linearised at y, has these values and first and second derivatives there, to rounding.

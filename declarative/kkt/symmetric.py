@@ -40,13 +40,12 @@ SCREEN = 1e4
 
 def is_singular(matrix: Tensor) -> Tensor:
     """(s, n, n) -> (s,) bool: singular to working precision after symmetric equilibration."""
-    balanced = equilibrate(matrix)[0]
-    magnitudes = torch.linalg.eigvalsh(balanced).abs()
+    magnitudes = torch.linalg.eigvalsh(_equilibrated(matrix)).abs()
     return magnitudes.amin(-1) <= rank_tolerance(matrix.shape[-1], matrix.dtype) * magnitudes.amax(-1)
 
 
-def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """D K D with rows of length near 1 (Ruiz, 2001), and the diagonal of D (s, n).
+def _equilibrated(matrix: Tensor) -> Tensor:
+    """D K D with rows of length near 1 (Ruiz, 2001).
 
     By length and not by the largest entry: a sum over many entries would count for more than a bound on one of them.
     """
@@ -54,7 +53,7 @@ def equilibrate(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(4):
         length = torch.linalg.vector_norm(matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), dim=-1)
         scale = scale * torch.where(length > 0, length, torch.ones_like(length)).rsqrt()
-    return matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2), scale
+    return matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
 def _solve_definite(policy: SingularPolicy, matrix: Tensor, rhs: Tensor) -> Tensor | None:

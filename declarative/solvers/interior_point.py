@@ -69,7 +69,7 @@ class InteriorPoint(IterativeSolver):
             return self._without_barrier().solve_from(problem, y, init)
         if is_structured(problem.node) or not is_quadratic(at):
             return self._by_steps(problem, at, y, init)
-        known = Quadratic(y, at.objective, at.gradient, at.constraints, at.hessian(), at.jacobian())
+        known = Quadratic(y, at.gradient, at.constraints, at.hessian(), at.jacobian())
         found = self._by_constants(problem, known, at.equalities, init)
         left = ((found.status != Status.CONVERGED) & (found.iterations < self.max_iterations)).nonzero().squeeze(1)
         return self._continued(problem, y, init, found, left) if left.numel() else found

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from declarative import DeclarativeNode, Status
+from declarative import Status
 from declarative.solvers import InteriorPoint
+from problems.simplex import SimplexProjection
 from tests.conformance.cases import close
 from tests.solvers.statements import F64, QP, kkt_residual, quadratic_programs
 
@@ -138,22 +139,6 @@ def test_progress_goes_on():
     assert seen[-1] == 0
 
 
-class Penalised(DeclarativeNode):
-    """½‖y − x‖² over y ≥ 0, Σy = 1, in float32 too."""
-
-    def objective(self, x, y):
-        return 0.5 * (y - x).square().sum()
-
-    def equality_constraints(self, x, y):
-        return y.sum() - 1
-
-    def inequality_constraints(self, x, y):
-        return -y
-
-    def initial_guess(self, x):
-        return torch.full_like(x, 1 / x.shape[-1])
-
-
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-6), (F64, 1e-14)])
 def test_projection_onto_the_simplex(dtype, allowed):
     """Against the formula by sorting (Held, Wolfe & Crowder 1974)."""
@@ -161,4 +146,4 @@ def test_projection_onto_the_simplex(dtype, allowed):
     ordered = x.sort(1, descending=True).values
     excess = (ordered.cumsum(1) - 1) / torch.arange(1, 13, dtype=dtype)
     count = (ordered > excess).sum(1, keepdim=True)
-    close(Penalised()(x), (x - excess.gather(1, count - 1)).clamp_min(0), allowed)
+    close(SimplexProjection()(x), (x - excess.gather(1, count - 1)).clamp_min(0), allowed)
